@@ -1,0 +1,33 @@
+"""The base of every config class: strict, frozen, documented. Machinery only; it knows no setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Config(BaseModel):
+    """Immutable; an unknown key is an error; the docstring under a field is its help text everywhere."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+
+def setting(default: Any = ..., *, zh: str, basic: bool = False, **constraints: Any) -> Any:
+    """A documented setting: ``zh`` is its help in Chinese, ``basic`` puts it on the first screen of the page's form.
+
+    ``constraints`` are pydantic's (``ge``, ``le``, ``min_length`` …). The English help is the docstring under the field.
+    """
+    extra: dict[str, Any] = {"zh": zh}
+    if basic:
+        extra["basic"] = True
+    if callable(default) and not isinstance(default, type(...)):
+        return Field(default_factory=default, json_schema_extra=extra, **constraints)
+    return Field(default, json_schema_extra=extra, **constraints)
