@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from tunesmith.config.base import Config
+from tunesmith.config.base import Config, setting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,13 +20,13 @@ Messages = Sequence[dict[str, str]]
 class Sampling(Config):
     """How the next token is chosen."""
 
-    max_tokens: int = 256
+    max_tokens: int = setting(256, zh="回答最多生成的 token 数。", ge=1)
     """Most tokens of an answer."""
-    temperature: float = 0.0
+    temperature: float = setting(0.0, zh="0 表示每次取概率最大的 token（贪心，可复现）；越大越自由。", ge=0)
     """0 takes the most likely token each time (greedy, repeatable); higher is freer."""
-    top_p: float = 1.0
+    top_p: float = setting(1.0, zh="核采样：只在累计概率达到该值的 token 中选取。", gt=0, le=1)
     """Nucleus sampling: choose among the most likely tokens that together have this probability."""
-    seed: int = 0
+    seed: int = setting(0, zh="temperature > 0 时随机选取的种子。")
     """Seed of the random choice when temperature > 0."""
 
 
