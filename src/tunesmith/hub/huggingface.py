@@ -14,7 +14,7 @@ from ..config.errors import ReferenceNotFoundError, ServerError, UserError
 from ..config.progress import Progress
 from . import net
 from .choose import Choice, choose
-from .folder import resolve_adapter_folder, resolve_folder
+from .folder import resolve_download
 from .reference import Reference
 from .resolved import Resolved
 
@@ -97,9 +97,7 @@ def download(reference: Reference, progress: Progress, adapter: bool = False) ->
 
 def _resolved(folder: Path, reference: Reference, adapter: bool, gguf: str) -> Resolved:
     source = f"{NAME} {reference.name} at commit {folder.name[:12]}"
-    if adapter:
-        return resolve_adapter_folder(folder, source, revision=folder.name)
-    return resolve_folder(folder, source, revision=folder.name, gguf_file=gguf)
+    return resolve_download(folder, source, revision=folder.name, file=gguf, adapter=adapter)
 
 
 def _exactly(choice: Choice) -> list[str]:
