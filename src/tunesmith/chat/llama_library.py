@@ -305,7 +305,8 @@ class Context:
     def _decode(self, part: Sequence[int], *, every: bool, last: bool) -> None:
         count = len(part)
         zero = (ctypes.c_int32 * 1)(0)
-        sequences = (ctypes.POINTER(ctypes.c_int32) * count)(*[zero] * count)
+        sequence = ctypes.cast(zero, ctypes.POINTER(ctypes.c_int32))
+        sequences = (ctypes.POINTER(ctypes.c_int32) * count)(*[sequence] * count)
         wanted = [1] * count if every else [0] * (count - 1) + [int(last)]
         batch = Batch(
             n_tokens=count,
