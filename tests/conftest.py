@@ -23,7 +23,9 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copyfile(path, folder / path.name)
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    if tokenizer["pre_tokenizer"]["type"] == "ByteLevel":  # the original splits digits first; the GGUF it came from cannot say so
+    if (
+        tokenizer["pre_tokenizer"]["type"] == "ByteLevel"
+    ):  # the original splits digits first; the GGUF it came from cannot say so
         tokenizer["pre_tokenizer"] = {
             "type": "Sequence",
             "pretokenizers": [{"type": "Digits", "individual_digits": True}, tokenizer["pre_tokenizer"]],

@@ -78,7 +78,9 @@ def model_card(base: Path, base_name: str | None, facts: list[str]) -> str:
     if base_name:
         front["base_model"] = base_name
     inherited = _front_matter(base / "README.md")
-    front |= {key: inherited[key] for key in ("license", "license_name", "license_link", "language") if key in inherited}
+    front |= {
+        key: inherited[key] for key in ("license", "license_name", "license_link", "language") if key in inherited
+    }
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     lines = "\n".join(f"- {fact}" for fact in facts)
     return f"---\n{head}---\n\n# {(base_name or base.name).rsplit('/', 1)[-1]}, fine-tuned\n\n{lines}\n"

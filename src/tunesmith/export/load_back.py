@@ -34,7 +34,12 @@ def check_loads(folder: Path, base: Path, template: str | None) -> dict[str, Any
     with quiet():
         try:
             _, found = model_class(config).from_pretrained(
-                folder, device_map="meta", dtype="auto", output_loading_info=True, trust_remote_code=False, local_files_only=True
+                folder,
+                device_map="meta",
+                dtype="auto",
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
             )
         except Exception as error:
             raise ExportError(f"transformers cannot load the exported model: {error}") from error

@@ -69,7 +69,8 @@ def read_adapter(folder: Path) -> Adapter:
     if not (folder / WEIGHTS).exists():
         pickle = (folder / "adapter_model.bin").exists()
         raise ExportError(
-            f"{folder / WEIGHTS} is missing" + (" (adapter_model.bin is pickle, which may run code when read)" if pickle else ""),
+            f"{folder / WEIGHTS} is missing"
+            + (" (adapter_model.bin is pickle, which may run code when read)" if pickle else ""),
             hint="save the adapter as safetensors: model.save_pretrained(folder, safe_serialization=True)",
         )
     pairs: dict[str, dict[str, StoredTensor]] = {}
@@ -101,7 +102,9 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
     if unknown:
         raise ExportError(f"{folder / CONFIG} uses {', '.join(unknown)}, which cannot be merged yet", hint=_PLAIN)
     if config.get("bias", "none") != "none":
-        raise ExportError(f"{folder / CONFIG} trains biases (bias={config['bias']}), which cannot be merged yet", hint=_PLAIN)
+        raise ExportError(
+            f"{folder / CONFIG} trains biases (bias={config['bias']}), which cannot be merged yet", hint=_PLAIN
+        )
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(REWRITES_BASE):
         raise ExportError(
@@ -112,10 +115,14 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
 
 def _delta(folder: Path, config: dict[str, Any], module: str, pair: dict[str, StoredTensor]) -> Delta:
     if set(pair) != {"A", "B"}:
-        raise ExportError(f"{folder / WEIGHTS}: {module} has only its lora_{next(iter(pair))}", hint="the adapter is not complete")
+        raise ExportError(
+            f"{folder / WEIGHTS}: {module} has only its lora_{next(iter(pair))}", hint="the adapter is not complete"
+        )
     a, b = pair["A"], pair["B"]
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
-        raise ExportError(f"{folder / WEIGHTS}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}", hint=_PLAIN)
+        raise ExportError(
+            f"{folder / WEIGHTS}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}", hint=_PLAIN
+        )
     if a.dtype not in FLOATS or b.dtype not in FLOATS:
         raise ExportError(f"{folder / WEIGHTS}: {module} is stored as {a.dtype}, not as floats", hint=_PLAIN)
     rank = a.shape[0]

@@ -122,7 +122,9 @@ def read_model(folder: Path) -> dict[str, StoredTensor]:
             found |= read_header(folder / name)
         absent = sorted(set(weight_map) - set(found))
         if absent:
-            raise ExportError(f"{folder}: {len(absent)} tensors of the index are in no file, first {absent[0]}", hint=DAMAGED)
+            raise ExportError(
+                f"{folder}: {len(absent)} tensors of the index are in no file, first {absent[0]}", hint=DAMAGED
+            )
         return found
     files = [folder / SINGLE] if (folder / SINGLE).exists() else sorted(folder.glob("*.safetensors"))
     if not files:
@@ -159,7 +161,10 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_bytes: int,
         sums[name] = _write_file(folder / name, group, progress)
         weight_map |= {tensor.name: name for tensor in group}
     if len(sums) > 1:
-        index = {"metadata": {"total_size": sum(t.bytes for t in tensors)}, "weight_map": dict(sorted(weight_map.items()))}
+        index = {
+            "metadata": {"total_size": sum(t.bytes for t in tensors)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return sums
 

@@ -26,7 +26,9 @@ from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json
 class Config(BaseConfig):
     """A merged model folder that transformers, vLLM, llama.cpp and the Hub can read."""
 
-    max_shard_size: float = setting(5.0, zh="单个权重文件的最大大小，单位 GB（10^9 字节）；更大的模型会分成多个文件。", gt=0)
+    max_shard_size: float = setting(
+        5.0, zh="单个权重文件的最大大小，单位 GB（10^9 字节）；更大的模型会分成多个文件。", gt=0
+    )
     """Largest weight file in GB (10^9 bytes); larger models are split into several files."""
 
 
@@ -67,7 +69,9 @@ def export(
             if isinstance(part, dict):
                 part["tie_word_embeddings"] = False
     stops = stop_tokens(folder, stop_token_ids)
-    template = chat_template or (companions.find_template(source) if adapter else None) or companions.find_template(folder)
+    template = (
+        chat_template or (companions.find_template(source) if adapter else None) or companions.find_template(folder)
+    )
 
     with whole_or_nothing(out) as work:
         work.mkdir()
@@ -110,7 +114,13 @@ def plan(
         if not changed and output not in sources:
             continue
         both = output in replaced and shared in replaced and _same(replaced[output], replaced[shared])
-        if both or (shared in replaced and output not in replaced and adapter is not None and adapter.ties and output not in deltas):
+        if both or (
+            shared in replaced
+            and output not in replaced
+            and adapter is not None
+            and adapter.ties
+            and output not in deltas
+        ):
             replaced.pop(output, None)
             continue
         if shared not in sources:
@@ -174,7 +184,9 @@ def _hub_name(adapter: lora.Adapter | None, raw: dict[str, Any]) -> str | None:
 def _facts(adapter: lora.Adapter | None, count: int, settings: dict[str, Any]) -> list[str]:
     facts = [f"{count} tensors, stored as {settings.get('dtype')}", "made with Tunesmith"]
     if adapter:
-        facts.insert(0, f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full")
+        facts.insert(
+            0, f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full"
+        )
     return facts
 
 
