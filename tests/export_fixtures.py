@@ -9,27 +9,27 @@ from typing import Any
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
-SMALL: dict[str, Any] = dict(
-    hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-    max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-)  # fmt: skip
+SMALL: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", dict(tie_word_embeddings=False)),
-    "llama-tied": ("LlamaConfig", dict(tie_word_embeddings=True)),
+    "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama3-rope": (
         "LlamaConfig",
-        dict(
-            rope_parameters=dict(
-                rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                original_max_position_embeddings=64,
-            )
-        ),
+        {
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
     ),
-    "qwen2": ("Qwen2Config", dict(tie_word_embeddings=True)),
-    "qwen3": ("Qwen3Config", dict(tie_word_embeddings=True)),
-    "mistral": ("MistralConfig", dict(sliding_window=None)),
-    "gemma3": ("Gemma3TextConfig", dict(sliding_window=32, query_pre_attn_scalar=16)),
-    "phi3": ("Phi3Config", dict()),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": 32, "query_pre_attn_scalar": 16}),
+    "phi3": ("Phi3Config", {}),
 }  # fmt: skip
 
 
@@ -39,12 +39,12 @@ def make_model(smol: Path, folder: Path, family: str, dtype: str = "float32", se
     import transformers
 
     name, settings = FAMILIES[family]
-    config = getattr(transformers, name)(**SMALL | dict(vocab_size=49152) | settings | changes)
+    config = getattr(transformers, name)(**SMALL | {"vocab_size": 49152} | settings | changes)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for parameter in model.parameters():  # louder than the usual start, so that distributions are not flat
-            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0).add_(0.0)
+            parameter.mul_(15.0 if parameter.ndim > 1 else 1.0)
     model.save_pretrained(folder)
     for file in TOKENIZER:
         shutil.copyfile(smol / file, folder / file)
@@ -59,7 +59,12 @@ def make_adapter(base: Path, folder: Path, dtype: str = "float32", seed: int = 1
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
-    defaults: dict[str, Any] = dict(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    defaults: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+    }
     wrapped = get_peft_model(model, LoraConfig(**defaults | settings))
     torch.manual_seed(seed)
     with torch.no_grad():

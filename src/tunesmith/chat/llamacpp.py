@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.chat.base import Messages, Sampling
-from tunesmith.chat.llama_library import Context, Vocabulary, load_model
+from tunesmith.chat.llama_library import library
+from tunesmith.chat.llama_model import Context, Vocabulary, load_model
 from tunesmith.config.errors import RenderError, UserError
 
 if TYPE_CHECKING:
@@ -119,8 +120,6 @@ class LlamaCppEngine:
             self._context.close()
             self._context = None
         if self._model is not None:
-            from tunesmith.chat.llama_library import library
-
             library().llama_model_free(self._model)
             self._model = None
 

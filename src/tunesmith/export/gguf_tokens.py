@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.errors import ExportError
+from tunesmith.config.errors import ExportError, UserError
 from tunesmith.export.load_back import PROBES
 
 TEMPLATE = "tokenizer.chat_template"
@@ -65,9 +65,15 @@ def check_tokens(path: Path, tokenizer: Any, stops: list[int]) -> list[int]:
 
     Raises ExportError when the two tokenize any probe (or a rendered conversation) differently.
     """
-    from tunesmith.chat.llama_library import Vocabulary, library, load_model
+    from tunesmith.chat.llama_library import library
+    from tunesmith.chat.llama_model import Vocabulary, load_model
 
-    model = load_model(path, vocabulary_only=True)
+    try:
+        model = load_model(path, vocabulary_only=True)
+    except UserError as error:
+        raise ExportError(
+            f"llama.cpp cannot read the GGUF that was written: {error.message}", hint=error.hint
+        ) from error
     try:
         vocabulary = Vocabulary(model)
         for probe in [*PROBES, *_conversation(tokenizer)]:

@@ -30,18 +30,18 @@ DAMAGED = "the file is damaged or was not downloaded completely; fetch it again"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a file: ``dtype`` as safetensors spells it (``BF16``), ``offset`` and ``bytes`` within ``file``."""
+    """One tensor in a file: ``dtype`` as safetensors spells it (``BF16``), ``offset`` and ``nbytes`` within ``file``."""
 
     name: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    bytes: int
+    nbytes: int
 
     def chunks(self, size: int = BUFFER) -> Iterator[bytes]:
         """The raw bytes, at most ``size`` at a time."""
-        return self.read(0, self.bytes, size)
+        return self.read(0, self.nbytes, size)
 
     def read(self, start: int, end: int, size: int = BUFFER) -> Iterator[bytes]:
         """The raw bytes ``start`` … ``end`` of the tensor."""
@@ -65,7 +65,7 @@ class PlannedTensor:
     chunks: Callable[[], Iterable[bytes]]
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -96,14 +96,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             tensor = StoredTensor(name, file, entry["dtype"], shape, 8 + length + begin, end - begin)
             if tensor.dtype not in ITEM_BYTES:
                 raise ExportError(f"{file}: {name} has the unknown type {tensor.dtype}")
-            if tensor.bytes != math.prod(shape) * ITEM_BYTES[tensor.dtype] or begin < 0:
-                raise ExportError(f"{file}: {name} has {tensor.bytes} bytes for shape {list(shape)}", hint=DAMAGED)
+            if tensor.nbytes != math.prod(shape) * ITEM_BYTES[tensor.dtype] or begin < 0:
+                raise ExportError(f"{file}: {name} has {tensor.nbytes} bytes for shape {list(shape)}", hint=DAMAGED)
             found[name] = tensor
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ExportError):
             raise
         raise ExportError(f"{file} cannot be read as safetensors: {error}", hint=DAMAGED) from error
-    end = max((t.offset + t.bytes for t in found.values()), default=8 + length)
+    end = max((t.offset + t.nbytes for t in found.values()), default=8 + length)
     if end != size:
         raise ExportError(f"{file} has {size} bytes, its header describes {end}", hint=DAMAGED)
     return found
@@ -143,11 +143,11 @@ def plan_shards(tensors: Sequence[PlannedTensor], max_bytes: int) -> list[tuple[
     groups: list[list[PlannedTensor]] = []
     used = 0
     for tensor in tensors:
-        if not groups or (groups[-1] and used + tensor.bytes > max_bytes):
+        if not groups or (groups[-1] and used + tensor.nbytes > max_bytes):
             groups.append([])
             used = 0
         groups[-1].append(tensor)
-        used += tensor.bytes
+        used += tensor.nbytes
     if len(groups) == 1:
         return [(SINGLE, groups[0])]
     return [(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group) for i, group in enumerate(groups, 1)]
@@ -162,7 +162,7 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_bytes: int,
         weight_map |= {tensor.name: name for tensor in group}
     if len(sums) > 1:
         index = {
-            "metadata": {"total_size": sum(t.bytes for t in tensors)},
+            "metadata": {"total_size": sum(t.nbytes for t in tensors)},
             "weight_map": dict(sorted(weight_map.items())),
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -177,9 +177,9 @@ def _write_file(path: Path, tensors: Sequence[PlannedTensor], progress: Progress
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.bytes],
+            "data_offsets": [offset, offset + tensor.nbytes],
         }
-        offset += tensor.bytes
+        offset += tensor.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
@@ -194,7 +194,7 @@ def _write_file(path: Path, tensors: Sequence[PlannedTensor], progress: Progress
                 digest.update(chunk)
                 written += len(chunk)
                 progress.advance(len(chunk))
-            assert written == tensor.bytes, f"{tensor.name}: {written} bytes written, {tensor.bytes} planned"
+            assert written == tensor.nbytes, f"{tensor.name}: {written} bytes written, {tensor.nbytes} planned"
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

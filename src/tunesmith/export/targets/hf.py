@@ -58,11 +58,11 @@ def export(
             hint="give the base in its original precision (16 or 32 bit)",
         )
     tensors, still_tied = plan(stored, adapter, tied_names(read))
-    total = sum(tensor.bytes for tensor in tensors)
+    total = sum(tensor.nbytes for tensor in tensors)
     check_target(out, total + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
-    dtype = Counter({t.dtype: 0 for t in tensors})
+    dtype: Counter[str] = Counter()
     for tensor in tensors:
-        dtype[tensor.dtype] += tensor.bytes
+        dtype[tensor.dtype] += tensor.nbytes
     settings = completed(raw, read, lora.FLOATS.get(dtype.most_common(1)[0][0]))
     if not still_tied and tied_names(read):
         for part in [settings, settings.get("text_config")]:
@@ -83,8 +83,7 @@ def export(
         companions.copy_tokenizer(folder, work)
         companions.write_template(folder, work, template)
         companions.copy_licences([folder, *([source] if adapter else [])], work)
-        facts = _facts(adapter, len(tensors), settings)
-        card = companions.model_card(folder, _hub_name(adapter, raw), facts)
+        card = companions.model_card(folder, _hub_name(adapter, raw), _facts(adapter, len(tensors), settings))
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, folder, template)
         companions.write_checksums(work, sums)
