@@ -126,6 +126,12 @@ class OllamaServer:
         told = (found.get("_debug_info") or {}).get("rendered_template")
         return None if told is None else str(told)
 
+    def remove(self, name: str) -> bool:
+        """Take a model from the server (``/api/delete``); False when it has none of that name."""
+        doing = f"removing {name}"
+        body = {"model": ollama_api.check_name(name)}
+        return self._send("DELETE", "/api/delete", doing, accept=(404,), json=body).status_code != 404
+
     # --- deploying ------------------------------------------------------------------------------------------------
 
     def deploy(self, gguf: Path, name: str, modelfile: Modelfile, progress: Progress = SILENT) -> DeployReport:
