@@ -68,6 +68,8 @@ class FakeOllama:
     break_stream: bool = False
     """End a streamed chat before its last line."""
     knows_debug_render: bool = True
+    plain_text: bool = False
+    """Answer everything with a 200 that is not JSON, as another program on the port would."""
 
     def blob(self, digest: str) -> Path:
         return self.folder / digest.replace(":", "-")
@@ -204,6 +206,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = json.loads(raw) if raw else {}
+        if state.plain_text:
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            self.end_headers()
+            self.wfile.write(b"hello")
+            return
         state.requests.append((method, self.path, body))
         try:
             self.route(method, body)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ollama_server import FakeOllama, recorded, serving
+from ollama_server import FakeOllama, llama_cpp, recorded, serving
 from tunesmith.chat import ollama_api
 from tunesmith.chat.base import Engine, Sampling, answer
 from tunesmith.chat.ollama_engine import OllamaEngine
@@ -142,6 +142,19 @@ def test_alive_and_version_are_quick_and_never_raise_for_nothing(fake: FakeOllam
         assert not nothing.alive()
     with OllamaServer(fake.url + "/elsewhere") as other:
         assert not other.alive()
+    fake.plain_text = True
+    with OllamaServer(fake.url) as other:
+        assert not other.alive()
+        for ask in (
+            other.version,
+            other.names,
+            lambda: other.show("m"),
+            lambda: list(other._lines("/api/show", "x", {})),
+        ):
+            with pytest.raises(ServerError, match="is not Ollama"):
+                ask()
+    with pytest.raises(ServerError, match="is not Ollama"):
+        answer(OllamaEngine("m", fake.url), [{"role": "user", "content": "Hi"}], Sampling())
 
 
 # --- the ways that fail: one message and one hint each -------------------------------------------------------------
@@ -373,6 +386,19 @@ def test_engine_failures(fake: FakeOllama, gguf: Path) -> None:
         engine.logprobs([1])
     with pytest.raises(UserError, match="no name"):
         OllamaEngine("bad name!")
+
+
+@pytest.mark.real
+def test_the_uploaded_gguf_itself_answers(tmp_path: Path) -> None:
+    """With $TUNESMITH_GGUF (SmolLM2-135M-Instruct): llama.cpp on what arrived says what a real Ollama was recorded saying."""
+    if "TUNESMITH_GGUF" not in os.environ:
+        pytest.skip("$TUNESMITH_GGUF names no GGUF of SmolLM2-135M-Instruct")
+    with serving(tmp_path / "blobs", llama_cpp) as fake, OllamaServer(fake.url) as server:
+        parameters = {"stop": ["<|im_end|>"]}
+        server.deploy(Path(os.environ["TUNESMITH_GGUF"]), "m", Modelfile("x", template=TEMPLATE, parameters=parameters))
+        said = answer(OllamaEngine("m", fake.url), recorded("chat-stream")["request"]["body"]["messages"], Sampling())
+    lines = recorded("chat-stream")["response"]["ndjson"]
+    assert said == "".join(line["message"]["content"] for line in lines)
 
 
 # --- a real server, when there is one ------------------------------------------------------------------------------

@@ -141,6 +141,11 @@ def refused(doing: str, status: int | None, text: str) -> ServerError:
     return ServerError(f"Ollama refused{code} while {doing}: {message}", hint=_hint(message, status))
 
 
+def not_ollama(url: str) -> ServerError:
+    """The error for an answer that is not Ollama's kind of JSON."""
+    return ServerError(f"what answers at {url} is not Ollama", hint="set OLLAMA_HOST to where Ollama runs")
+
+
 def error_text(body: str) -> str:
     """Ollama's own words in a body that is ``{"error": …}``, plain text or empty."""
     try:

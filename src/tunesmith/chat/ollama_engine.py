@@ -48,6 +48,8 @@ class OllamaEngine:
             raise ollama_api.refused(doing, error.status_code, error.error) from error
         except (httpx.TransportError, ConnectionError) as error:
             raise ollama_api.unreachable(self.url, error, doing) from error
+        except ValueError as error:  # not JSON, or not the fields of a chat
+            raise ollama_api.not_ollama(self.url) from error
         if not ended:
             raise ollama_api.refused(doing, None, "the answer broke off before its end")
 

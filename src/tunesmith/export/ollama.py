@@ -83,13 +83,13 @@ class OllamaServer:
 
     def version(self) -> str:
         """The server's version, for example ``0.24.0``, within seconds."""
-        response = self._send("GET", "/api/version", "asking its version", timeout=5.0)
-        try:
-            return str(response.json()["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(
-                f"what answers at {self.url} is not Ollama", hint="set OLLAMA_HOST to where Ollama runs"
-            ) from error
+        import httpx
+
+        limit = httpx.Timeout(5.0, connect=ollama_api.CONNECT_SECONDS)
+        found = self._json(self._send("GET", "/api/version", "asking its version", timeout=limit).text)
+        if "version" not in found:
+            raise ollama_api.not_ollama(self.url)
+        return str(found["version"])
 
     def alive(self) -> bool:
         """Whether an Ollama server answers at the address; never raises, takes at most seconds."""
@@ -101,14 +101,14 @@ class OllamaServer:
 
     def names(self) -> tuple[str, ...]:
         """The models the server has, as ``name:tag``, newest first."""
-        found = self._send("GET", "/api/tags", "listing its models").json()
+        found = self._json(self._send("GET", "/api/tags", "listing its models").text)
         return tuple(model["name"] for model in found.get("models") or [])
 
     def show(self, name: str) -> dict[str, Any] | None:
         """What the server knows of a model (``/api/show``); None when it has none of that name."""
         doing = f"looking at {name}"
         response = self._send("POST", "/api/show", doing, accept=(404,), json={"model": ollama_api.check_name(name)})
-        return None if response.status_code == 404 else dict(response.json())
+        return None if response.status_code == 404 else self._json(response.text)
 
     def rendered_prompt(self, name: str, messages: Messages) -> str | None:
         """The text the server would give the model for this conversation, without the tokenizer's own beginning token.
@@ -122,7 +122,7 @@ class OllamaServer:
             "options": {"num_predict": 1},
             "_debug_render_only": True,
         }
-        found = self._send("POST", "/api/chat", f"rendering a prompt for {name}", json=body).json()
+        found = self._json(self._send("POST", "/api/chat", f"rendering a prompt for {name}", json=body).text)
         told = (found.get("_debug_info") or {}).get("rendered_template")
         return None if told is None else str(told)
 
@@ -222,7 +222,7 @@ class OllamaServer:
             "stream": False,
             "options": {"num_predict": 32},
         }
-        found = self._send("POST", "/api/chat", f"asking {name} its first question", json=body).json()
+        found = self._json(self._send("POST", "/api/chat", f"asking {name} its first question", json=body).text)
         if "error" in found:
             raise ollama_api.refused(f"asking {name} its first question", None, str(found["error"]))
         return str((found.get("message") or {}).get("content") or "")
@@ -249,21 +249,22 @@ class OllamaServer:
             with self._client.stream("POST", path, json=body) as response:
                 if response.status_code >= 300:
                     raise ollama_api.refused(doing, response.status_code, response.read().decode("utf-8", "replace"))
-                for text in response.iter_lines():
-                    if not text.strip():
-                        continue
-                    line = json.loads(text)
+                for text in filter(str.strip, response.iter_lines()):
+                    line = self._json(text)
                     if "error" in line:
                         raise ollama_api.refused(doing, None, str(line["error"]))
                     yield line
         except httpx.TransportError as error:
             raise ollama_api.unreachable(self.url, error, doing) from error
-        except ValueError as error:
-            if isinstance(error, ServerError):
-                raise
-            raise ServerError(
-                f"what answers at {self.url} is not Ollama", hint="set OLLAMA_HOST to where Ollama runs"
-            ) from error
+
+    def _json(self, text: str) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ollama_api.not_ollama(self.url)
+        return found
 
 
 def sha256(path: Path, progress: Progress = SILENT) -> str:
