@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from export_fixtures import FAMILIES, TOKENIZER, edit_json, make_adapter, make_model, peft_merge
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from export_fixtures import FAMILIES, TOKENIZER, edit_json, make_adapter, make_model, peft_merge
 from tunesmith.config.errors import ExportError
 from tunesmith.export import lora
 from tunesmith.export.targets import hf
@@ -80,7 +80,11 @@ def test_equals_peft_in_bfloat16(smol: Path, tmp_path: Path) -> None:
     "settings",
     [
         {"use_rslora": True},
-        {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 3}, "target_modules": "all-linear"},
+        {
+            "rank_pattern": {"down_proj": 2},
+            "alpha_pattern": {"layers.1.self_attn.q_proj": 3},
+            "target_modules": "all-linear",
+        },
         {"use_rslora": True, "rank_pattern": {"q_proj": 8}},
     ],
     ids=["rslora", "patterns", "rslora-pattern"],
@@ -173,7 +177,9 @@ def test_template_it_was_trained_with_wins(tied: Path, adapter: Path, tmp_path: 
     trained = shutil.copytree(adapter, tmp_path / "adapter")
     (trained / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
     out = hf.export(trained, tmp_path / "out", hf.Config(), base=tied).out
-    rendered = AutoTokenizer.from_pretrained(out).apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    rendered = AutoTokenizer.from_pretrained(out).apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False
+    )
     assert rendered == "hi!"
 
 
@@ -203,7 +209,8 @@ def test_what_would_be_merged_wrongly_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"hidden_size": 32, "head_dim": 8}, "in the base"), ({"num_hidden_layers": 1}, "does not have")]
+    ("change", "words"),
+    [({"hidden_size": 32, "head_dim": 8}, "in the base"), ({"num_hidden_layers": 1}, "does not have")],
 )
 def test_wrong_base_is_one_clear_message(
     smol: Path, adapter: Path, tmp_path: Path, change: dict[str, Any], words: str
@@ -228,7 +235,9 @@ def damage_offsets(path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
-@pytest.mark.parametrize("harm", [truncate, damage_offsets, lambda p: p.write_bytes(b"x" * 5), lambda p: p.write_bytes(b"x" * 500)])
+@pytest.mark.parametrize(
+    "harm", [truncate, damage_offsets, lambda p: p.write_bytes(b"x" * 5), lambda p: p.write_bytes(b"x" * 500)]
+)
 @pytest.mark.parametrize("which", ["base", "adapter"])
 def test_damaged_weights(tied: Path, adapter: Path, tmp_path: Path, harm: Any, which: str) -> None:
     base, lora_folder = shutil.copytree(tied, tmp_path / "b"), shutil.copytree(adapter, tmp_path / "a")
@@ -248,7 +257,7 @@ def test_missing_shard_and_index_pointing_outside(tied: Path, tmp_path: Path) ->
     (split / shard).rename(away)
     with pytest.raises(ExportError, match=f"{shard} is missing"):
         hf.export(split, tmp_path / "out", hf.Config())
-    index["weight_map"] = {name: "../secret.safetensors" for name in index["weight_map"]}
+    index["weight_map"] = dict.fromkeys(index["weight_map"], "../secret.safetensors")
     (split / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ExportError, match="outside"):
         hf.export(split, tmp_path / "out", hf.Config())
@@ -341,7 +350,9 @@ def test_transposed_weights(tmp_path: Path) -> None:
 
 
 def test_base_is_found_by_its_name_or_asked_for(tied: Path, adapter: Path, tmp_path: Path) -> None:
-    assert hf.export(adapter, tmp_path / "out", hf.Config()).checks["merged"] == 4  # adapter_config.json names the folder
+    assert (
+        hf.export(adapter, tmp_path / "out", hf.Config()).checks["merged"] == 4
+    )  # adapter_config.json names the folder
     moved = shutil.copytree(adapter, tmp_path / "moved")
     edit_json(moved / "adapter_config.json", base_model_name_or_path="org/somewhere")
     with pytest.raises(ExportError, match="org/somewhere is not a folder"):
