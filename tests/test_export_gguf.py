@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -93,9 +94,10 @@ class Seen:
 
 
 @pytest.mark.parametrize("kind", ["f32", "bf16", "q8_0"])
-def test_types(tiny: Path, tmp_path: Path, kind: Any) -> None:
+def test_types(tiny: Path, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     seen = Seen()
-    report = gguf.export(tiny, tmp_path / "out.gguf", gguf.Config(type=kind), seen)
+    report = gguf.export(Path(os.path.relpath(tiny)), Path("out.gguf"), gguf.Config(type=kind), seen)
     assert seen.finished and 0.5 * report.bytes < seen.total < 1.5 * report.bytes
     assert 0 < seen.done <= report.bytes
     assert report.checks["types"][kind.upper()] >= 15
