@@ -1,0 +1,129 @@
+"""From names to examples: read, tell the format, convert, join, split. Never a silent skip."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunesmith.config.errors import DataError
+from tunesmith.config.plugins import load as load_plugin
+from tunesmith.config.plugins import names
+from tunesmith.data.config import DataConfig
+from tunesmith.data.example import Chat
+from tunesmith.data.registry import DataSet, find
+from tunesmith.data.rows import read_rows
+
+FORMATS = "tunesmith.data.formats"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of one data set: those read, and a message for each that could not be."""
+
+    dataset: DataSet
+    format: str
+    reason: str
+    """Why this format was taken."""
+    examples: tuple[Chat, ...]
+    bad: tuple[DataError, ...] = field(default=())
+
+
+def load_set(name: str, config: DataConfig) -> Loaded:
+    """All rows of one set; bad rows are collected, not dropped silently. Raises DataError when the file is unreadable."""
+    dataset = find(name, config.registry)
+    limits = [n for n in (dataset.limit, config.limit) if n is not None]
+    rows = list(read_rows(dataset.path))
+    if not rows:
+        raise DataError(f"{dataset.path}: there is no row in it")
+    rows = rows[: min(limits)] if limits else rows
+    chosen = dataset.formatting or (config.format if config.format != "auto" else None)
+    format_name, reason = (chosen, "it was named") if chosen else _detect(rows, dataset)
+    convert = load_plugin(FORMATS, format_name).convert
+    examples: list[Chat] = []
+    bad: list[DataError] = []
+    for origin, row in rows:
+        try:
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"{origin}: expected an object with keys, found {type(row).__name__}: {str(row)[:40]!r}"
+                )
+            examples.append(convert(row, origin, dataset.fields))
+        except DataError as error:
+            bad.append(error)
+    return Loaded(dataset, format_name, reason, tuple(examples), tuple(bad))
+
+
+def _detect(rows: Sequence[tuple[str, Any]], dataset: DataSet) -> tuple[str, str]:
+    """Format and reason, told by the first row that is an object, with the data set's own column names translated."""
+    origin, row = next(((o, r) for o, r in rows if isinstance(r, Mapping)), rows[0])
+    if not isinstance(row, Mapping):
+        raise DataError(f"{origin}: expected an object with keys, found {type(row).__name__}")
+    found: list[tuple[str, str]] = []
+    for name in names(FORMATS):
+        plugin = load_plugin(FORMATS, name)
+        renamed = dict(row)
+        for role, column in dataset.fields.columns.items():
+            if role in plugin.ROLES and column in row:
+                renamed[plugin.ROLES[role]] = row[column]
+        reason = plugin.detect(renamed)
+        if reason:
+            found.append((name, reason))
+    if not found:
+        raise DataError(
+            f"{origin}: cannot tell the format from the keys {', '.join(map(repr, row))}",
+            hint="expected instruction/output (alpaca) or conversations/messages (sharegpt); "
+            "other names are mapped with `columns` in a dataset_info.json",
+        )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to learn from, rows held out, and one line per thing worth knowing."""
+
+    train: tuple[Chat, ...]
+    eval: tuple[Chat, ...]
+    notes: tuple[str, ...]
+
+
+def load(config: DataConfig, seed: int) -> Split:
+    """Training and evaluation rows of a config. Raises DataError on bad rows unless ``skip_bad``.
+
+    The split depends on the seed and the rows alone.
+    """
+    notes: list[str] = []
+    train = _join(config.train, config, notes)
+    held_out = _join(config.eval, config, notes) if config.eval else []
+    if not config.eval and config.eval_share > 0:
+        order = list(range(len(train)))
+        random.Random(seed).shuffle(order)
+        count = round(len(train) * config.eval_share)
+        chosen = set(order[:count])
+        held_out = [e for i, e in enumerate(train) if i in chosen]
+        train = [e for i, e in enumerate(train) if i not in chosen]
+    return Split(tuple(train), tuple(held_out), tuple(notes))
+
+
+def _join(set_names: Sequence[str], config: DataConfig, notes: list[str]) -> list[Chat]:
+    joined: list[Chat] = []
+    for name in set_names:
+        loaded = load_set(name, config)
+        if loaded.bad and (not config.skip_bad or not loaded.examples):
+            raise bad_rows_error(loaded)
+        notes.append(f"{name}: {len(loaded.examples)} rows, {loaded.format} ({loaded.reason})")
+        notes += [f"left out: {error.message}" for error in loaded.bad]
+        joined += loaded.examples
+    return joined
+
+
+def bad_rows_error(loaded: Loaded) -> DataError:
+    """One message for all the bad rows of a set: the first few in full and how many there are."""
+    shown = "\n".join(f"  {e.message}" for e in loaded.bad[:3])
+    more = f"\n  … and {len(loaded.bad) - 3} more" if len(loaded.bad) > 3 else ""
+    total = len(loaded.bad) + len(loaded.examples)
+    return DataError(
+        f"{loaded.dataset.path}: {len(loaded.bad)} of {total} rows cannot be read as {loaded.format}:\n{shown}{more}",
+        hint="mend them, or leave them out with data.skip_bad=true; `tunesmith data check` lists all",
+    )

@@ -1,0 +1,56 @@
+"""Our own model folders under ``models_folder()``: made in ``NAME.partial`` under a lock, then renamed, so that a model
+is whole or not there, whoever is killed when and however many processes want it at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..config.files import sync_folder, write_json
+from ..config.home import models_folder
+from ..config.progress import Progress
+
+SOURCE_FILE = "tunesmith-source.json"
+
+
+def make_once(folder: Path, make: Callable[[Path], dict[str, str]], progress: Progress) -> Path:
+    """``folder`` as it is, or filled by ``make(partial)``, whose answer is saved beside the model as its origin.
+
+    ``make`` finds in ``partial`` what an earlier, interrupted call left, and may go on from there.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(folder.name + ".partial")
+    with _locked(folder, progress):
+        if folder.is_dir():
+            return folder
+        partial.mkdir(exist_ok=True)
+        write_json(partial / SOURCE_FILE, make(partial))
+        partial.replace(folder)
+        sync_folder(folder.parent)
+    return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of this store."""
+    assert folder.absolute().is_relative_to(models_folder()), folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.say(f"Another process is fetching {folder.name}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

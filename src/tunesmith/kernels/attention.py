@@ -1,0 +1,156 @@
+"""Causal attention over several conversations packed in one row: none sees another, and no work is spent on the borders.
+
+Shapes: B batch (1 when packed), H query heads, K key/value heads, T tokens, D head width, N conversations.
+``bounds`` are the cumulative lengths [0, l1, l1+l2, …, T] of the N conversations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+NAME = "tunesmith_varlen"
+
+
+def reference(
+    q_BHTD: torch.Tensor, k_BKTD: torch.Tensor, v_BKTD: torch.Tensor, bounds: torch.Tensor, scale: float,
+    window: int | None = None, softcap: float | None = None, sinks_H: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The plain definition with a T x T mask: softmax(scale * q k^T) v where query t sees key s iff they are in the same
+    conversation, s <= t, and t - s < ``window``. ``softcap`` c replaces a score x by c * tanh(x / c) (Gemma 2);
+    ``sinks_H`` adds one score per head to the denominator (gpt-oss). Returns [B, H, T, D]."""
+    length = q_BHTD.shape[2]
+    which = torch.searchsorted(bounds.to(torch.long), torch.arange(length, device=q_BHTD.device), right=True)
+    position = torch.arange(length, device=q_BHTD.device)
+    sees = (which[:, None] == which[None, :]) & (position[:, None] >= position[None, :])
+    if window is not None:
+        sees &= position[:, None] - position[None, :] < window
+    return _eager(q_BHTD, k_BKTD, v_BKTD, sees, scale, softcap, sinks_H)
+
+
+def _eager(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor, scale: float,
+    softcap: float | None, sinks_H: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~sees, torch.finfo(torch.float32).min)
+    if sinks_H is not None:
+        column = sinks_H.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        return torch.cat([scores, column], -1).softmax(-1)[..., :-1].to(v.dtype) @ v
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def packed_attention(
+    q_BHTD: torch.Tensor, k_BKTD: torch.Tensor, v_BKTD: torch.Tensor, bounds: torch.Tensor, scale: float,
+    window: int | None = None, softcap: float | None = None, sinks_H: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Equal to ``reference``, without its T x T mask.
+
+    On CUDA: ``torch.nn.attention.varlen`` (FlashAttention). Elsewhere conversations of similar length are laid side by
+    side, padded on the right and run as one causal call: a causal query never sees the padding behind it.
+    """
+    special = softcap is not None or sinks_H is not None
+    if q_BHTD.is_cuda and not special and q_BHTD.dtype in (torch.bfloat16, torch.float16):
+        return _flash(q_BHTD, k_BKTD, v_BKTD, bounds, scale, window)
+    return _side_by_side(q_BHTD, k_BKTD, v_BKTD, bounds.tolist(), scale, window, softcap, sinks_H)
+
+
+def _flash(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, scale: float, window: int | None
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = int((bounds[1:] - bounds[:-1]).max())
+    bounds = bounds.to(torch.int32)
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    left = -1 if window is None else window - 1
+    q_THD, k_THD, v_THD = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
+    out = varlen_attn(q_THD, k_THD, v_THD, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0))
+    return out.transpose(0, 1).unsqueeze(0)  # type: ignore[union-attr]
+
+
+def _side_by_side(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int], scale: float,
+    window: int | None, softcap: float | None, sinks_H: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    out = torch.empty(1, q.shape[2], q.shape[1], v.shape[3], dtype=v.dtype, device=q.device)
+    pieces: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
+    for members, longest in length_groups(bounds):
+        # index_NL: position in the pack of token l of conversation n; the tail of short ones repeats their last token.
+        starts = torch.tensor([bounds[n] for n in members], device=q.device)
+        ends = torch.tensor([bounds[n + 1] for n in members], device=q.device)
+        steps = torch.arange(longest, device=q.device)
+        index_NL = torch.minimum(starts[:, None] + steps, ends[:, None] - 1)
+        real_NL = starts[:, None] + steps < ends[:, None]
+        q_NHLD, k_NKLD, v_NKLD = (x[0].transpose(0, 1)[index_NL].transpose(1, 2) for x in (q, k, v))
+        wide = window is not None and longest > window
+        if softcap is not None or sinks_H is not None or wide:
+            gap = steps[:, None] - steps[None, :]
+            sees = (gap >= 0) & (gap < (window or longest + 1))
+            o_NHLD = _eager(q_NHLD, k_NKLD, v_NKLD, sees, scale, softcap, sinks_H)
+        else:
+            groups = q.shape[1] // k.shape[1]
+            if groups > 1:
+                k_NKLD, v_NKLD = k_NKLD.repeat_interleave(groups, 1), v_NKLD.repeat_interleave(groups, 1)
+            o_NHLD = F.scaled_dot_product_attention(q_NHLD, k_NKLD, v_NKLD, is_causal=True, scale=scale)
+        pieces.append(o_NHLD.transpose(1, 2)[real_NL])
+        places.append(index_NL[real_NL])
+    order = torch.cat(places)
+    out = torch.cat(pieces)[torch.argsort(order)]
+    return out.transpose(0, 1).unsqueeze(0)
+
+
+def length_groups(bounds: list[int], waste: float = 1.25) -> list[tuple[list[int], int]]:
+    """Conversations whose lengths differ by at most the factor ``waste``, with the longest of each group."""
+    lengths = [b - a for a, b in itertools.pairwise(bounds)]
+    groups: list[tuple[list[int], int]] = []
+    for n in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[n] == 0:
+            continue
+        if groups and lengths[n] * waste >= groups[-1][1]:
+            groups[-1][0].append(n)
+        else:
+            groups.append(([n], lengths[n]))
+    return groups
+
+
+def register() -> str:
+    """Make the packed attention known to transformers as an attention implementation; returns its name.
+
+    It needs ``cu_seq_lens_q`` (the bounds) among the model's keyword arguments; without them it is plain causal SDPA.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def forward(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
+        scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+        softcap: float | None = None, s_aux: torch.Tensor | None = None, cu_seq_lens_q: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:  # fmt: skip
+        if cu_seq_lens_q is None or attention_mask is not None:
+            out, _ = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+            return out, None
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        out = packed_attention(query, key, value, cu_seq_lens_q, scale, sliding_window, softcap, s_aux)
+        return out.transpose(1, 2).contiguous(), None
+
+    def mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+        return None if attention_mask is None else sdpa_mask(*arguments, attention_mask=attention_mask, **kwargs)
+
+    AttentionInterface.register(NAME, forward)
+    AttentionMaskInterface.register(NAME, mask)
+    return NAME

@@ -1,0 +1,79 @@
+"""Open weights and tokenizers from a local folder. What a reference points to is the hub's business."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.config.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def open_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in ``folder``. Raises UserError when there is none that can be read."""
+    quiet()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{folder}: the tokenizer cannot be opened: {type(error).__name__}: {_first_line(error)}",
+            hint="the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json",
+        ) from error
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def open_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> Any:
+    """The causal language model in ``folder``, on ``device``, weights in ``dtype``.
+
+    ``attention``: a transformers attention implementation, or ``varlen`` for packed training batches
+    (``kernels.attention``). Raises UserError when the folder holds no readable safetensors weights.
+    """
+    quiet()
+    from transformers import AutoModelForCausalLM
+
+    if attention == "varlen":
+        from tunesmith.kernels.attention import register
+
+        attention = register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except Exception as error:
+        raise UserError(
+            f"{folder}: the model cannot be opened: {type(error).__name__}: {_first_line(error)}",
+            hint="the folder needs config.json and complete .safetensors weights",
+        ) from error
+    return model.to(device)
+
+
+def quiet() -> None:
+    """Keep the libraries' own progress bars and advice out of our output; errors still come through."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\..*")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]

@@ -1,0 +1,135 @@
+"""A conversation -> token ids and the mask of what is learned, with the model's own chat template.
+
+The whole conversation is rendered once by the tokenizer's Jinja template and tokenized once. Learned spans are found in
+that text; there is no second copy of any template. Training, chat, parity checks and deployment all render through here.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.config.errors import RenderError
+from tunesmith.data.example import Chat
+from tunesmith.render.spans import Span, learned_spans
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """``ids`` and ``mask`` (1 = learned) have the same length T; ``offsets[t]`` is the character span of token t in ``text``."""
+
+    ids: tuple[int, ...]
+    mask: tuple[int, ...]
+    text: str
+    offsets: tuple[Span, ...]
+    origin: str = ""
+    dropped_turns: int = 0
+
+    @property
+    def learned(self) -> int:
+        """Number of learned tokens."""
+        return sum(self.mask)
+
+
+class Renderer:
+    """Renders for one tokenizer. ``date`` is what templates that print the date are given: one per run, saved with it."""
+
+    def __init__(self, tokenizer: Any, *, max_length: int | None = None, date: datetime.date | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.date = date or datetime.date.today()
+        if not getattr(tokenizer, "chat_template", None):
+            raise RenderError(
+                f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'this model')} has no chat template (a base model?)",
+                hint="use the instruction-tuned version of the model; named templates for base models are not built in yet",
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise RenderError("this model has only a slow tokenizer, which cannot tell where a token lies in the text")
+
+    def text(self, messages: Sequence[dict[str, Any]], *, generation: bool = False, tools: Sequence[Any] = ()) -> str:
+        """The rendered text; ``generation`` adds the beginning of an assistant turn."""
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=generation,
+                tools=list(tools) or None,
+                **self._pinned(),
+            )
+        except Exception as error:  # Jinja raises whatever a template's raise_exception or a filter raises
+            raise RenderError(
+                f"the chat template refuses this conversation: {type(error).__name__}: {error}"
+            ) from error
+        return str(rendered)
+
+    def _pinned(self) -> dict[str, Any]:
+        moment = datetime.datetime.combine(self.date, datetime.time())
+        return {"strftime_now": lambda format_: moment.strftime(format_)}
+
+    def encode_text(self, text: str) -> tuple[list[int], list[Span]]:
+        """Ids and character offsets of rendered text. Special tokens are in the text already; none is added."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
+
+    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a prompt that ends where the assistant's answer begins."""
+        return self.encode_text(self.text(messages, generation=True))[0]
+
+    def render(self, chat: Chat) -> Rendered:
+        """Ids, mask and offsets of a whole conversation.
+
+        Raises RenderError when the template refuses it, when the learned spans cannot be found exactly, when the ids
+        differ from ``apply_chat_template``'s, or when it does not fit ``max_length`` even with the last exchange alone.
+        """
+        dropped = 0
+        rendered = self._render(chat)
+        while self.max_length is not None and len(rendered.ids) > self.max_length:
+            shorter = _without_first_exchange(chat)
+            if shorter is None:
+                raise RenderError(
+                    f"{chat.origin}: the conversation has {len(rendered.ids)} tokens, the longest allowed is {self.max_length}",
+                    hint="raise data.max_length, or shorten the row",
+                )
+            dropped += len(chat.messages) - len(shorter.messages)
+            chat = shorter
+            rendered = self._render(chat)
+        if dropped:
+            rendered = Rendered(rendered.ids, rendered.mask, rendered.text, rendered.offsets, chat.origin, dropped)
+        return rendered
+
+    def _render(self, chat: Chat) -> Rendered:
+        messages = chat.as_dicts()
+        text = self.text(messages, tools=chat.tools)
+        ids, offsets = self.encode_text(text)
+        expected = self._template_ids(messages, chat.tools)
+        if ids != expected:
+            at = next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), min(len(ids), len(expected)))
+            raise RenderError(f"{chat.origin}: the token ids differ from apply_chat_template's at position {at}")
+        learned = [m.learned for m in chat.messages]
+        spans = learned_spans(self, messages, learned, text, chat.tools, chat.origin)
+        mask = [0] * len(ids)
+        for start, end in spans:
+            for t, (a, b) in enumerate(offsets):
+                if start <= a < end and b > a:
+                    mask[t] = 1
+        if spans and not any(mask):
+            raise RenderError(f"{chat.origin}: no token of the answer would be learned")
+        return Rendered(tuple(ids), tuple(mask), text, tuple(offsets), chat.origin)
+
+    def _template_ids(self, messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[int]:
+        result = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, tools=list(tools) or None, **self._pinned()
+        )
+        return list(result["input_ids"])
+
+
+def _without_first_exchange(chat: Chat) -> Chat | None:
+    """The conversation without its earliest user turn and the answers to it; None when that would leave no exchange."""
+    head = [m for m in chat.messages[:1] if m.role == "system"]
+    rest = list(chat.messages[len(head) :])
+    second = next((i for i, m in enumerate(rest) if i > 0 and m.role == "user"), None)
+    if second is None:
+        return None
+    return Chat((*head, *rest[second:]), chat.tools, chat.media, chat.origin)

@@ -1,0 +1,50 @@
+"""How long, how fast and how often: the settings of the training loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tunesmith.config.base import Config, setting
+
+
+class TrainConfig(Config):
+    """The training loop."""
+
+    epochs: float = setting(3.0, zh="把训练数据完整学几遍。", basic=True, gt=0)
+    """How many times the training rows are gone through."""
+    max_steps: int | None = setting(None, zh="最多训练多少步（设置后优先于 epochs）。", ge=1)
+    """Stop after this many optimizer steps, whatever epochs says."""
+    batch: int = setting(16, zh="每个优化步包含多少个对话。", basic=True, ge=1)
+    """Conversations per optimizer step."""
+    lr: float = setting(2e-4, zh="学习率峰值。", basic=True, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", zh="预热之后学习率的变化方式。")
+    """How the learning rate falls after the warm-up."""
+    warmup: float = setting(0.05, zh="预热：小于 1 为占总步数的比例，否则为步数。", ge=0)
+    """Warm-up: a share of all steps when below 1, else a number of steps."""
+    weight_decay: float = setting(0.0, zh="AdamW 的权重衰减。", ge=0)
+    """Weight decay of AdamW."""
+    beta1: float = setting(0.9, zh="AdamW 的 beta1。", ge=0, lt=1)
+    """AdamW's beta1."""
+    beta2: float = setting(0.999, zh="AdamW 的 beta2。", ge=0, lt=1)
+    """AdamW's beta2."""
+    epsilon: float = setting(1e-8, zh="AdamW 的 epsilon。", gt=0)
+    """AdamW's epsilon."""
+    clip: float = setting(1.0, zh="梯度裁剪：全局范数上限（0 表示不裁剪）。", ge=0)
+    """Largest global norm of the gradient; 0 = no clipping."""
+    packing: bool = setting(True, zh="把多个对话无填充地拼在一起计算（互不可见），结果相同但更快。")
+    """Compute several conversations in one row without padding; they do not see each other. Same loss, faster."""
+    micro_tokens: int | None = setting(None, zh="一次前向计算最多多少 token（默认按设备选择）。", ge=16)
+    """Most tokens of one forward pass; by default chosen for the device (512 on CPU, 8192 on a GPU)."""
+    gradient_checkpointing: bool | Literal["auto"] = setting(
+        "auto", zh="重算激活以省内存（更慢）；auto 表示放不下时才用。"
+    )
+    """Recompute activations to save memory, at some speed; auto = only when they would not fit."""
+    eval_every: int | None = setting(None, zh="每多少步评估一次（默认每轮结束时）。", ge=1)
+    """Evaluate after this many steps; by default at the end of each epoch."""
+    save_every: int | None = setting(None, zh="每多少步保存一次检查点（默认每轮结束时）。", ge=1)
+    """Save a checkpoint after this many steps; by default at the end of each epoch."""
+    keep: int = setting(2, zh="保留最近多少个检查点。", ge=1)
+    """How many of the newest checkpoints are kept."""
+    seed: int = setting(42, zh="随机种子：数据顺序、划分与初始化。", ge=0)
+    """Seed of the data order, the evaluation split and the initialization."""
