@@ -24,8 +24,8 @@ def series(records: Sequence[Record], kind: str, name: str) -> list[Point]:
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """Exponential moving average with bias correction (Adam's, https://arxiv.org/abs/1412.6980), window ~ 1/20 of the run."""
-    keep = 1 - 1 / max(5.0, len(points) / 20)
+    """Exponential moving average with bias correction (Adam's, https://arxiv.org/abs/1412.6980), window ~ 1/30 of the run."""
+    keep = 1 - 1 / max(4.0, len(points) / 30)
     total = weight = 0.0
     smoothed = []
     for step, value in points:
@@ -72,8 +72,8 @@ def options(records: Sequence[Record], t: Callable[[str], str]) -> dict[str, Any
             "data": _rounded(thin(loss)),
             "showSymbol": few,
             "symbolSize": 6,
-            "itemStyle": {"color": TRAIN},
-            "lineStyle": {"width": 2 if few else 1, "opacity": 1 if few else 0.35},
+            "itemStyle": {"color": TRAIN, "opacity": 1 if few else 0.4},
+            "lineStyle": {"width": 2 if few else 1, "opacity": 1 if few else 0.4},
         }
     ]
     if not few:
@@ -101,14 +101,23 @@ def options(records: Sequence[Record], t: Callable[[str], str]) -> dict[str, Any
         )
     return {
         "animation": False,
-        "grid": {"left": 12, "right": 24, "top": 44, "bottom": 12, "containLabel": True},
-        "legend": {"top": 4, "left": 4, "textStyle": {"color": GREY}, "data": [line["name"] for line in lines]},
+        "grid": {"left": 12, "right": 24, "top": 44, "bottom": 32, "containLabel": True},
+        "legend": {
+            "top": 4,
+            "left": 4,
+            "textStyle": {"color": GREY},
+            "icon": "roundRect",
+            "data": [line["name"] for line in lines],
+        },
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": {
             "type": "value",
             "min": "dataMin",
             "max": "dataMax",
             "minInterval": 1,
+            "name": t("chart.step"),
+            "nameLocation": "middle",
+            "nameGap": 28,
             **axis,
             "splitLine": {"show": False},
         },

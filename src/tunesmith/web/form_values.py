@@ -77,7 +77,7 @@ def as_typed(field: Field, value: Any) -> Any:
     """A config value as its control holds it: text for text boxes, the value itself for switches and choices."""
     if field.shape in ("switch", "choice", "union", "group"):
         return bool(value) if field.shape == "switch" else value
-    if value is None:
+    if value is None or value == {} or value == []:
         return ""
     if field.shape == "lines":
         items = value if isinstance(value, list) else [value]

@@ -19,7 +19,7 @@ NOT_SET = -1
 class FieldView:
     """One field: name, control, help, and what is wrong with it."""
 
-    def __init__(self, field: Field, form: FormView, label: str) -> None:
+    def __init__(self, field: Field, form: FormView, label: str, beside_title: bool = False) -> None:
         self.field, self.form, self.t = field, form, form.t
         t = self.t
         self.id = f"field-{field.id}"
@@ -29,7 +29,7 @@ class FieldView:
                     self.control = ui.switch(label, value=bool(self._shown()), on_change=self._changed).props("dense")
                     self.control.classes("field-switch")
                 else:
-                    tag("label", label, "field-key", for_=self.id)
+                    tag("label", label, "unseen" if beside_title and field.basic else "field-key", for_=self.id)
                 if field.must_be_filled:
                     tag("span", t("form.required"), "badge")
                 ui.element("span").classes("grow")
@@ -135,10 +135,6 @@ class FieldView:
         self.problem.set_visibility(problem is not None)
         self.box.classes(add="bad" if problem else "", remove="" if problem else "bad")
         self.control.props["aria-invalid"] = "true" if problem else "false"
-        if self.field.shape not in ("switch", "group"):
-            self.control.props["error"] = problem is not None
-            self.control.props["hide-bottom-space"] = True
-            self.control.props["no-error-icon"] = True
 
 
 class FormView:
@@ -294,8 +290,8 @@ class FormView:
         redraw()
 
     def _view(self, f: Field) -> None:
-        label = ".".join(f.path[1:]) or f.name
-        self.views[f.id] = FieldView(f, self, label)
+        label = ".".join(f.path[1:] + (("kind",) if f.shape == "union" else ()))
+        self.views[f.id] = FieldView(f, self, label or f.name, beside_title=not label)
 
 
 class _Section:

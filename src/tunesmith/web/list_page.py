@@ -153,6 +153,8 @@ def register(command: Sequence[str]) -> None:
         with frame("list.title", here="nav.runs") as t:
             with ui.element("div").classes("title-row"):
                 tag("h1", t("list.title"))
+                ui.element("div").classes("grow")
+                tag("a", t("nav.new"), "cta", href="/new")
             body = ui.element("div").classes("runs-body")
         await _List(body, command, t).start()
 

@@ -33,6 +33,8 @@ def register(command: Sequence[str]) -> None:
                     ui.spinner(size="sm")
                     tag("span", t("form.loading"))
         await ui.context.client.connected()
+        if ui.context.client.is_deleted:  # nobody stayed to see it
+            return
         await _NewRun(body, source, command, t, from_id).load()
 
 
@@ -52,6 +54,8 @@ class _NewRun:
             self._no_schema(error)
             return
         state = await self._first_state()
+        if ui.context.client.is_deleted:
+            return
         self.draw(state)
         if self.from_id:  # from here on the draft is what counts, also after a reload
             ui.run_javascript("history.replaceState(null, '', '/new')")

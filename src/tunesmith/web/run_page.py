@@ -95,7 +95,7 @@ class _RunView:
             self.state = ui.element("div").classes("state-now").props("role=status")
             ui.element("div").classes("grow")
             self.actions = ui.element("div").classes("actions")
-        self.banner = ui.element("div")
+        self.banner = ui.element("div").classes("slot")
         self._progress()
         with ui.element("section").classes("card"):
             tag("h2", t("run.chart"))
@@ -197,7 +197,7 @@ class _RunView:
         if view.checkpoints:
             self.saved.set_text(t("run.checkpoints", steps=("… " if len(view.checkpoints) > 8 else "") + steps))
         else:
-            self.saved.set_text("" if status.active or status.state == "created" else t("run.no_checkpoint"))
+            self.saved.set_text(t("run.no_checkpoint") if status.state in run_actions.RESUMABLE else "")
 
     def _show_chart(self) -> None:
         records = self.follower.records

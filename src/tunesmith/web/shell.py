@@ -31,9 +31,9 @@ def button(text: str, on_click: Any = None, *, icon: str | None = None, css: str
     """A push button: ``main`` (one per page), ``plain``, ``quiet`` or ``danger``."""
     look = {
         "main": ("primary", "unelevated"),
-        "plain": ("primary", "outline"),
+        "plain": (None, "outline"),
         "quiet": (None, "flat"),
-        "danger": ("negative", "flat"),
+        "danger": (None, "flat"),
     }
     color, shape = look[style]
     made = ui.button(text, on_click=on_click, icon=icon, color=color)
