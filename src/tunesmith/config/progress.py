@@ -11,8 +11,8 @@ class Progress(Protocol):
     def start(self, task: str, total: float | None = None, unit: str = "") -> None:
         """Begin a task; ``total`` is None when it is not known."""
 
-    def advance(self, amount: float = 1) -> None:
-        """``amount`` more of the current task is done."""
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """``amount`` more of the current task is done; ``note`` is shown beside the bar (a loss, a file name)."""
 
     def finish(self, note: str = "") -> None:
         """The current task is over; ``note`` says what came out (a path, a figure)."""
@@ -26,7 +26,7 @@ class Silent:
 
     def start(self, task: str, total: float | None = None, unit: str = "") -> None: ...
 
-    def advance(self, amount: float = 1) -> None: ...
+    def advance(self, amount: float = 1, note: str = "") -> None: ...
 
     def finish(self, note: str = "") -> None: ...
 

@@ -32,7 +32,7 @@ class DataConfig(Config):
     max_length: int = setting(2048, zh="单个对话的最大 token 数；超出时从最早的轮次起整轮丢弃。", basic=True, ge=16)
     """Longest conversation in tokens; longer ones lose their earliest turns, whole turns at a time."""
     date: str | None = setting(
-        None, zh="会打印日期的对话模板使用的日期（YYYY-MM-DD）；默认为运行创建之日。", pattern=r"^\\d{4}-\\d{2}-\\d{2}$"
+        None, zh="会打印日期的对话模板使用的日期（YYYY-MM-DD）；默认为运行创建之日。", pattern=r"^\d{4}-\d{2}-\d{2}$"
     )
     """Date (YYYY-MM-DD) given to chat templates that print one; the day the run is made unless set, kept with the run."""
     skip_bad: bool = setting(False, zh="跳过读不懂的行（会计数并写入日志）；默认遇到即报错。")

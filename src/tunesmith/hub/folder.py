@@ -53,6 +53,16 @@ def resolve_adapter_folder(path: Path, source: str, *, revision: str | None = No
     return Resolved(path, "safetensors", source, revision=revision, license_files=licenses(path))
 
 
+def resolve_download(folder: Path, source: str, *, revision: str, file: str = "", adapter: bool = False) -> Resolved:
+    """The same for what came from a hub, where a .gguf may lie in a folder below; ``file`` names it. Raises as above."""
+    if adapter:
+        return resolve_adapter_folder(folder, source, revision=revision)
+    if not file and not any(folder.glob("*.safetensors")):
+        every = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
+        file = best_gguf(every, source) if every else ""
+    return resolve_folder(folder, source, revision=revision, gguf_file=file)
+
+
 def licenses(folder: Path) -> tuple[Path, ...]:
     """The licence, notice and use-policy files of a model folder."""
     return tuple(sorted(entry for entry in folder.iterdir() if entry.is_file() and LICENSES.match(entry.name)))
@@ -75,7 +85,8 @@ def _gguf(file: Path, source: str, revision: str | None, root: Path | None = Non
 
 def _refuse_other_folders(path: Path, names: list[str], safetensors: list[str]) -> None:
     """Say what the folder is instead, or what it lacks, when that is plain from its names."""
-    if "adapter_config.json" in names and "model.safetensors" not in names and "config.json" not in names:
+    whole = "model.safetensors" in names or "model.safetensors.index.json" in names
+    if "adapter_config.json" in names and not whole:
         base = read_json(path / "adapter_config.json", 10_000_000).get("base_model_name_or_path")
         which = base if isinstance(base, str) and base else "BASE"
         raise UserError(f"{path} is an adapter, not a whole model.", f"Write its base in front: {which}+{path}")

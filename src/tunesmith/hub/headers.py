@@ -122,7 +122,7 @@ def weights_of(folder: Path, stem: str = "model") -> Weights:
     """
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
-    if index.is_file():
+    if index.is_file() and not single.is_file():  # where both are, transformers reads the single file
         return _sharded(folder, index)
     if not single.is_file():
         raise UserError(

@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from ..config.errors import ReferenceNotFoundError, ServerError, UserError
 from ..config.progress import Progress
 from . import net
 from .choose import Choice, choose
-from .folder import resolve_adapter_folder, resolve_folder
+from .folder import resolve_download
 from .reference import Reference
 from .resolved import Resolved
 
 NAME = "Hugging Face"
+TRIES = 3
+BROKEN_ON_THE_WAY = ("RemoteProtocolError", "ReadError", "ReadTimeout")  # httpx's names, and those of its successor
 
 
 def endpoint() -> str:
@@ -69,24 +72,15 @@ def download(reference: Reference, progress: Progress, adapter: bool = False) ->
     Raises ReferenceNotFoundError when the hub has no such model, revision or file, or shows it only to others; ServerError
     when it stops answering; UserError when it holds no weights that can be used.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     name, revision = reference.name, reference.revision
     try:
         info = HfApi(endpoint=endpoint()).model_info(name, revision=revision, files_metadata=True, timeout=30)
         sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or []}
         choice = choose(sizes, f"{NAME} {name}", file=reference.file, adapter=adapter)
-        bar = _bar(progress)
         progress.start(f"Fetching {name} from {NAME}", sum(sizes[file] for file in choice.files), "B")
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=cache_folder(),
-            endpoint=endpoint(),
-            allow_patterns=_exactly(choice),
-            tqdm_class=bar,
-            max_workers=4,
-        )
+        folder = _snapshot(reference, choice, progress)
     except UserError:
         raise
     except Exception as error:  # the library's transport errors come from another package in each of its generations
@@ -95,15 +89,32 @@ def download(reference: Reference, progress: Progress, adapter: bool = False) ->
     return _resolved(Path(folder), reference, adapter, choice.gguf)
 
 
+def _snapshot(reference: Reference, choice: Choice, progress: Progress) -> str:
+    """The snapshot's folder; a connection that breaks on the way is taken up again, which older libraries leave to us."""
+    from huggingface_hub import snapshot_download
+
+    bar = _bar(progress)
+    for left in range(TRIES - 1, -1, -1):
+        try:
+            return snapshot_download(
+                reference.name,
+                revision=reference.revision,
+                cache_dir=cache_folder(),
+                endpoint=endpoint(),
+                allow_patterns=[glob.escape(file) for file in choice.files],
+                tqdm_class=bar,
+                max_workers=4,
+            )
+        except Exception as error:
+            if left == 0 or type(error).__name__ not in BROKEN_ON_THE_WAY:
+                raise
+            time.sleep(0.5)
+    raise AssertionError("unreachable")
+
+
 def _resolved(folder: Path, reference: Reference, adapter: bool, gguf: str) -> Resolved:
     source = f"{NAME} {reference.name} at commit {folder.name[:12]}"
-    if adapter:
-        return resolve_adapter_folder(folder, source, revision=folder.name)
-    return resolve_folder(folder, source, revision=folder.name, gguf_file=gguf)
-
-
-def _exactly(choice: Choice) -> list[str]:
-    return [glob.escape(file) for file in choice.files]
+    return resolve_download(folder, source, revision=folder.name, file=gguf, adapter=adapter)
 
 
 def _explained(error: Exception, reference: Reference) -> UserError:

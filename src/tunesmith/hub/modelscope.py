@@ -20,7 +20,7 @@ from ..config.progress import Progress
 from . import net
 from .choose import choose
 from .fetch import fetch, need_space
-from .folder import resolve_adapter_folder, resolve_folder
+from .folder import resolve_download
 from .reference import Reference
 from .resolved import Resolved
 from .store import make_once
@@ -45,9 +45,11 @@ def settled(reference: Reference) -> bool:
 
 
 def cached(reference: Reference, adapter: bool = False) -> Resolved | None:
-    """The whole model from our folder, without any network; None when it is not there. UserError when it was damaged."""
-    folder = _folder(reference, adapter)
-    return _resolved(folder, reference, adapter) if folder.is_dir() else None
+    """The whole model from our folder, without any network; None when it is not there or not whole any more."""
+    try:
+        return _resolved(_folder(reference, adapter), reference, adapter)
+    except UserError:
+        return None
 
 
 def download(reference: Reference, progress: Progress, adapter: bool = False) -> Resolved:
@@ -60,10 +62,13 @@ def download(reference: Reference, progress: Progress, adapter: bool = False) ->
     def make(partial: Path) -> dict[str, str]:
         with net.client() as http:
             _fetch_all(http, reference, partial, progress, adapter)
-        _resolved(partial, reference, adapter)
+        _resolved(partial, reference, adapter)  # raises when what came is no whole model
         return {"hub": endpoint(), "model": reference.name, "revision": _revision(reference)}
 
-    return _resolved(make_once(_folder(reference, adapter), make, progress), reference, adapter)
+    def is_whole(folder: Path) -> bool:
+        return cached(reference, adapter) is not None
+
+    return _resolved(make_once(_folder(reference, adapter), make, is_whole, progress), reference, adapter)
 
 
 def _revision(reference: Reference) -> str:
@@ -79,9 +84,7 @@ def _folder(reference: Reference, adapter: bool) -> Path:
 def _resolved(folder: Path, reference: Reference, adapter: bool) -> Resolved:
     revision = _revision(reference)
     source = f"{NAME} {reference.name} ({revision})"
-    if adapter:
-        return resolve_adapter_folder(folder, source, revision=revision)
-    return resolve_folder(folder, source, revision=revision, gguf_file=reference.file or "")
+    return resolve_download(folder, source, revision=revision, file=reference.file or "", adapter=adapter)
 
 
 def _api(reference: Reference) -> str:

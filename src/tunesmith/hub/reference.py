@@ -103,42 +103,49 @@ def parse(text: str) -> Reference:
     if "+" not in text or _exists(text):
         return _single(text)
     complaint: UserError | None = None
-    for at in reversed([i for i, character in enumerate(text) if character == "+"]):
-        left, right = text[:at], text[at + 1 :]
+    for left, right in _cuts(text):
         try:
-            base, adapter = _single(left), _single(right)
-        except AmbiguousReferenceError:
+            adapter = _single(right)
+            if not _exists(left) and any(_both_valid(*cut) for cut in _cuts(left)):
+                raise AmbiguousReferenceError(
+                    f"{text!r} names more than one adapter.", "Merge the first one into its base, then add the other."
+                )
+            return _with_adapter(_single(left), adapter)
+        except (AmbiguousReferenceError, _NoAdapterError):
             raise
         except UserError as error:
             complaint = complaint or error
-            continue
-        return _with_adapter(text, left, base, adapter)
     try:
         return _single(text)
     except UserError as error:
         raise (complaint or error) from None
 
 
-def _with_adapter(text: str, left: str, base: Reference, adapter: Reference) -> Reference:
+def _cuts(text: str) -> list[tuple[str, str]]:
+    """What stands before and after each ``+``, the last one first."""
+    return [(text[:at], text[at + 1 :]) for at in range(len(text) - 1, -1, -1) if text[at] == "+"]
+
+
+def _both_valid(left: str, right: str) -> bool:
+    try:
+        return bool(_single(left) and _single(right))
+    except UserError:
+        return False
+
+
+class _NoAdapterError(UserError):
+    """Two valid references that cannot be base and adapter."""
+
+
+def _with_adapter(base: Reference, adapter: Reference) -> Reference:
     if base.kind in ("ollama", "url"):
-        raise UserError(
+        raise _NoAdapterError(
             f"{base} is a model behind a server; no adapter can be put on it from here.",
             "Name the base as a folder or on a hub, or ask the server for the model that has the adapter in it.",
         )
     if adapter.kind in ("ollama", "url", "demo"):
-        raise UserError(f"{adapter} is not an adapter.", "After the + stands a folder, a hub name or run:ID.")
-    if "+" in left and not _exists(left) and _splits(left):
-        raise UserError(
-            f"{text!r} names more than one adapter.", "Merge the first one into its base, then add the other."
-        )
+        raise _NoAdapterError(f"{adapter} is not an adapter.", "After the + stands a folder, a hub name or run:ID.")
     return replace(base, adapter=adapter)
-
-
-def _splits(text: str) -> bool:
-    try:
-        return parse(text).adapter is not None
-    except UserError:
-        return False
 
 
 def _single(text: str) -> Reference:

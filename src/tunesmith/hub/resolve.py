@@ -5,7 +5,7 @@ Runs, Ollama's models and servers are not known here: who can resolve them asks 
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Protocol
 
 from ..config.errors import ReferenceNotFoundError, UserError
 from ..config.progress import SILENT, Progress
@@ -14,7 +14,29 @@ from .folder import resolve_adapter_folder, resolve_folder
 from .reference import Reference, hub_order, parse
 from .resolved import Resolved
 
-MODULES: dict[str, ModuleType] = {"hf": huggingface, "ms": modelscope}
+
+class Hub(Protocol):
+    """What the module of a hub offers."""
+
+    NAME: str
+
+    def endpoint(self) -> str:
+        """Its address."""
+
+    def address(self, reference: Reference) -> str:
+        """What to knock at before a download."""
+
+    def settled(self, reference: Reference) -> bool:
+        """Whether a copy on this disk is taken without asking the hub."""
+
+    def cached(self, reference: Reference, adapter: bool = False) -> Resolved | None:
+        """The whole copy on this disk, or None."""
+
+    def download(self, reference: Reference, progress: Progress, adapter: bool = False) -> Resolved:
+        """The model, downloaded or updated; raises UserError."""
+
+
+MODULES: dict[str, Hub] = {"hf": huggingface, "ms": modelscope}
 ELSEWHERE = {
     "run": "names a run, which is found among the run folders and not on a hub",
     "ollama": "names a model inside Ollama, which keeps its own files",
@@ -87,7 +109,7 @@ def _from_hubs(reference: Reference, progress: Progress, offline: bool, *, adapt
         kept = local[hub]
         try:
             if silence is None:
-                return _downloaded(hub, reference, progress, adapter)
+                return MODULES[hub].download(reference, progress, adapter)
             raise _unreachable(hub, silence)
         except UserError as error:
             if kept is not None:
@@ -103,7 +125,7 @@ def _demo(progress: Progress, offline: bool) -> Resolved:
     hubs = hub_order()
     for hub in hubs:
         if (found := MODULES[hub].cached(demo.on_hub(hub))) is not None:
-            return _typed(found)
+            return found
     if (kept := demo.cached_gguf()) is not None:
         return kept
     if offline:
@@ -116,7 +138,7 @@ def _demo(progress: Progress, offline: bool) -> Resolved:
     for hub, silence in zip(hubs, silences, strict=True):
         try:
             if silence is None:
-                return _downloaded(hub, demo.on_hub(hub), progress, False)
+                return MODULES[hub].download(demo.on_hub(hub), progress)
             failures.append(_unreachable(hub, silence))
         except UserError as error:
             failures.append(error)
@@ -125,15 +147,6 @@ def _demo(progress: Progress, offline: bool) -> Resolved:
     except UserError as error:
         failures.append(error)
     raise _nowhere("The demo model", failures)
-
-
-def _downloaded(hub: str, reference: Reference, progress: Progress, adapter: bool) -> Resolved:
-    return _typed(MODULES[hub].download(reference, progress, adapter))
-
-
-def _typed(found: object) -> Resolved:
-    assert isinstance(found, Resolved)
-    return found
 
 
 def _unreachable(hub: str, silence: str) -> ReferenceNotFoundError:

@@ -11,35 +11,34 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..config.files import sync_folder, write_json
-from ..config.home import models_folder
 from ..config.progress import Progress
 
 SOURCE_FILE = "tunesmith-source.json"
 
 
-def make_once(folder: Path, make: Callable[[Path], dict[str, str]], progress: Progress) -> Path:
+def make_once(
+    folder: Path, make: Callable[[Path], dict[str, str]], is_whole: Callable[[Path], bool], progress: Progress
+) -> Path:
     """``folder`` as it is, or filled by ``make(partial)``, whose answer is saved beside the model as its origin.
 
-    ``make`` finds in ``partial`` what an earlier, interrupted call left, and may go on from there.
+    ``make`` finds in ``partial`` what an earlier, interrupted call left, or what is left of a finished folder that is not
+    whole any more, and may go on from there. It raises when it cannot make the folder whole.
     """
-    if folder.is_dir():
+    if folder.is_dir() and is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(folder.name + ".partial")
     with _locked(folder, progress):
         if folder.is_dir():
-            return folder
+            if is_whole(folder):
+                return folder
+            shutil.rmtree(partial, ignore_errors=True)
+            folder.replace(partial)
         partial.mkdir(exist_ok=True)
         write_json(partial / SOURCE_FILE, make(partial))
         partial.replace(folder)
         sync_folder(folder.parent)
     return folder
-
-
-def discard(folder: Path) -> None:
-    """Remove a folder of this store."""
-    assert folder.absolute().is_relative_to(models_folder()), folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -131,8 +131,7 @@ def train(
                     "time": time.time(),
                 }
             )  # fmt: skip
-            progress.advance(1)
-            progress.say(f"step {step}/{total}  loss {loss:.4f}  lr {rate:.2e}  {speed:.0f} tok/s")
+            progress.advance(1, f"loss {loss:.4f}  lr {rate:.2e}  {speed:.0f} tok/s")
             if setup.eval and (step % eval_every == 0 or step == total):
                 before = time.monotonic()
                 position = _evaluate(setup, position)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
 from tunesmith.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Config(BaseConfig):
@@ -64,8 +68,18 @@ def apply(model: Any, config: Config, *, base_name: str) -> Any:
     return adapted
 
 
-def reopen(model: Any, folder: Any, *, trainable: bool) -> Any:
-    """``model`` with the adapter saved in ``folder``."""
-    from peft import PeftModel
+def save(model: Any, folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Write the adapter in peft's format. ``state``: its values (fp32) by parameter name of ``model``."""
+    model.save_pretrained(str(folder), state_dict=state)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the export writes a real one
 
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=trainable)
+
+def load_state(folder: Path, model: Any) -> dict[str, torch.Tensor]:
+    """The saved values by parameter name of ``model``: what ``save`` was given."""
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / "adapter_model.safetensors")
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {name: stored[name.replace(".default", "")] for name in names if name.replace(".default", "") in stored}
+    assert state.keys() == names, f"{folder}: the adapter is not of this model"
+    return state

@@ -1,0 +1,73 @@
+"""The engine over a transformers model in this process (base, tuned or merged)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.chat.base import Messages, Sampling
+from tunesmith.render.conversation import Renderer
+from tunesmith.render.stop import stop_token_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class TransformersEngine:
+    """``model``: a causal LM (peft included) on its device. ``renderer`` is the one training used."""
+
+    def __init__(self, model: Any, renderer: Renderer, name: str) -> None:
+        self.model = model.eval()
+        self.renderer = renderer
+        self.name = name
+        self.stop_ids = stop_token_ids(renderer, getattr(model, "generation_config", None))
+
+    def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str]:
+        import torch
+        from transformers import TextIteratorStreamer
+
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([self.renderer.prompt_ids(messages)], device=device)
+        streamer = TextIteratorStreamer(self.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        options: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": sampling.max_tokens,
+            "do_sample": sampling.temperature > 0,
+            "eos_token_id": list(self.stop_ids),
+            "pad_token_id": self.renderer.tokenizer.pad_token_id,
+            "streamer": streamer,
+            "use_cache": True,
+        }
+        if sampling.temperature > 0:
+            options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with torch.no_grad():
+                    torch.manual_seed(sampling.seed)
+                    self.model.generate(**options)
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        yield from (piece for piece in streamer if piece)
+        worker.join()
+        if failure:
+            raise failure[0]
+
+    def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        import torch
+
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([list(tokens)], device=device), use_cache=False).logits[0]
+        result: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+        return result
+
+    def close(self) -> None:
+        self.model = None

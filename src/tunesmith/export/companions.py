@@ -1,0 +1,114 @@
+"""What travels beside the weights: tokenizer files byte for byte, chat template, licence files, model card, checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config.errors import ExportError
+from tunesmith.export.model_config import without_code
+from tunesmith.export.tensor_files import read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+LICENCE_STARTS = ("license", "licence", "notice", "copying", "use_policy", "acceptable_use", "usage_policy")
+CHECKSUMS = "SHA256SUMS"
+
+
+def copy_tokenizer(source: Path, out: Path) -> list[str]:
+    """Copy the tokenizer files unchanged (all but tokenizer_config.json); returns their names. Raises ExportError if none is there."""
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    names += sorted(p.name for p in source.glob("*.tiktoken"))
+    if not names:
+        raise ExportError(f"{source} holds no tokenizer", hint="is this a complete model folder?")
+    for name in names:
+        shutil.copyfile(source / name, out / name)
+    return names
+
+
+def find_template(folder: Path) -> str | None:
+    """The chat template of a folder: chat_template.jinja, else inside tokenizer_config.json (its ``default``, if several)."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").exists():
+        return None
+    found = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        return named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def write_template(source: Path, out: Path, template: str | None) -> None:
+    """``template`` as chat_template.jinja and inside tokenizer_config.json, which is otherwise kept as it is."""
+    path = source / "tokenizer_config.json"
+    raw: dict[str, Any] = read_json(path) if path.exists() else {}
+    wanted = without_code(raw) | ({} if template is None else {"chat_template": template})
+    if path.exists() and wanted == raw:
+        shutil.copyfile(path, out / path.name)
+    else:
+        (out / path.name).write_text(json.dumps(wanted, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if template is not None:
+        # bytes, so that no line ending is changed on any system
+        (out / "chat_template.jinja").write_bytes(template.encode("utf-8"))
+
+
+def copy_licences(sources: list[Path], out: Path) -> list[str]:
+    """Copy LICENSE, NOTICE and use-policy files; where names meet, the first source wins. Returns the names."""
+    copied: dict[str, Path] = {}
+    for folder in sources:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and path.name.lower().startswith(LICENCE_STARTS):
+                copied.setdefault(path.name, path)
+    for name, path in copied.items():
+        shutil.copyfile(path, out / name)
+    return list(copied)
+
+
+def model_card(base: Path, base_name: str | None, facts: list[str]) -> str:
+    """README.md: licence and language from the base's card, the base's name if it is a Hub name, and ``facts`` as a list."""
+    import yaml
+
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
+    if base_name:
+        front["base_model"] = base_name
+    inherited = _front_matter(base / "README.md")
+    front |= {
+        key: inherited[key] for key in ("license", "license_name", "license_link", "language") if key in inherited
+    }
+    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    lines = "\n".join(f"- {fact}" for fact in facts)
+    return f"---\n{head}---\n\n# {(base_name or base.name).rsplit('/', 1)[-1]}, fine-tuned\n\n{lines}\n"
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    parts = text.split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        found = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_checksums(folder: Path, known: dict[str, str]) -> None:
+    """SHA256SUMS over all files, as ``sha256sum -c`` reads it. ``known`` are sums that need no second reading."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
+    sums = {name: known.get(name) or _sha256(folder / name) for name in names}
+    (folder / CHECKSUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in names), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

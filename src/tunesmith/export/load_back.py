@@ -1,0 +1,81 @@
+"""The last look at a finished model folder: transformers finds every weight, and the tokenizer is the base's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config.errors import ExportError
+from tunesmith.export.model_config import load_config, model_class
+
+PROBES = (
+    "Hello, world!",
+    " two  spaces,   three\n\n\ttab",
+    "In 2024: 3.14159, 1,000,000 and 0x7f",
+    "你好，世界！こんにちは 안녕하세요",
+    "🙂👩‍👩‍👧 naïve café Ünïcode",
+    "def f(x):\n    return x**2  # it's",
+)
+"""Texts over which tokenizers are compared: digits, runs of spaces, Chinese, emoji, code, contractions."""
+
+
+def check_loads(folder: Path, base: Path, template: str | None) -> dict[str, Any]:
+    """Load ``folder`` on the meta device (headers are read, weights are not) and compare its tokenizer with ``base``'s.
+
+    Returns the figures for the report. Raises ExportError with the first difference.
+    """
+    config, original = load_config(folder), load_config(base)
+    for key in ("rope_parameters", "vocab_size"):
+        here, there = (getattr(c.get_text_config(), key, None) for c in (config, original))
+        if here != there:
+            raise ExportError(f"the exported config reads {key} = {here}, the base's {there}")
+    with quiet():
+        try:
+            _, found = model_class(config).from_pretrained(
+                folder,
+                device_map="meta",
+                dtype="auto",
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        except Exception as error:
+            raise ExportError(f"transformers cannot load the exported model: {error}") from error
+    wrong = {kind: sorted(map(str, names))[:3] for kind, names in found.items() if names and kind != "unexpected_keys"}
+    if wrong:
+        raise ExportError(f"transformers does not find every weight in the exported model: {wrong}")
+    new, old = load_tokenizer(folder), load_tokenizer(base)
+    for probe in PROBES:
+        if new(probe).input_ids != old(probe).input_ids:
+            raise ExportError(f"the exported tokenizer reads {probe!r} differently from the base's")
+    if template is not None and new.chat_template != template:
+        raise ExportError("the exported tokenizer does not carry the chat template it was given")
+    return {"loads": True, "unexpected": len(found.get("unexpected_keys", ()))}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, running no code from the folder. Raises ExportError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise ExportError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without progress bars and warnings, put back afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,193 @@
+"""``--to hf``: a complete model folder in safetensors, with an adapter merged into its base.
+
+The base is read and written tensor by tensor, so memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config.base import Config as BaseConfig
+from tunesmith.config.base import setting
+from tunesmith.config.errors import ExportError
+from tunesmith.config.progress import SILENT, Progress
+from tunesmith.export import companions, lora
+from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
+from tunesmith.export.load_back import check_loads
+from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens, tied_names
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
+
+
+class Config(BaseConfig):
+    """A merged model folder that transformers, vLLM, llama.cpp and the Hub can read."""
+
+    max_shard_size: float = setting(
+        5.0, zh="单个权重文件的最大大小，单位 GB（10^9 字节）；更大的模型会分成多个文件。", gt=0
+    )
+    """Largest weight file in GB (10^9 bytes); larger models are split into several files."""
+
+
+def export(
+    source: Path,
+    out: Path,
+    config: Config,
+    progress: Progress = SILENT,
+    *,
+    base: Path | None = None,
+    stop_token_ids: Sequence[int] = (),
+    chat_template: str | None = None,
+) -> Report:
+    """Write ``source`` to the new folder ``out`` as a full model.
+
+    ``source`` is a peft adapter (merged into ``base``, or into the folder its config names) or a full model (copied and
+    completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
+    (default: the adapter folder's own, else the base's). Raises ExportError; then ``out`` does not exist.
+    """
+    adapter = lora.read_adapter(source) if (source / lora.CONFIG).exists() else None
+    folder = _base_folder(source, adapter, base)
+    stored = read_model(folder)
+    raw, read = read_json(folder / "config.json"), load_config(folder)
+    if raw.get("quantization_config"):
+        raise ExportError(
+            f"{folder} is stored quantized ({raw['quantization_config'].get('quant_method', 'unknown method')})",
+            hint="give the base in its original precision (16 or 32 bit)",
+        )
+    tensors, still_tied = plan(stored, adapter, tied_names(read))
+    total = sum(tensor.nbytes for tensor in tensors)
+    check_target(out, total + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
+    dtype: Counter[str] = Counter()
+    for tensor in tensors:
+        dtype[tensor.dtype] += tensor.nbytes
+    settings = completed(raw, read, lora.FLOATS.get(dtype.most_common(1)[0][0]))
+    if not still_tied and tied_names(read):
+        for part in [settings, settings.get("text_config")]:
+            if isinstance(part, dict):
+                part["tie_word_embeddings"] = False
+    stops = stop_tokens(folder, stop_token_ids)
+    template = (
+        chat_template or (companions.find_template(source) if adapter else None) or companions.find_template(folder)
+    )
+
+    with whole_or_nothing(out) as work:
+        work.mkdir()
+        progress.start("merge" if adapter else "copy", total, "B")
+        sums = write_shards(work, tensors, int(config.max_shard_size * 1e9), progress)
+        progress.finish()
+        _write_json(work / "config.json", settings)
+        _write_json(work / "generation_config.json", generation_config(folder, stops))
+        companions.copy_tokenizer(folder, work)
+        companions.write_template(folder, work, template)
+        companions.copy_licences([folder, *([source] if adapter else [])], work)
+        card = companions.model_card(folder, _hub_name(adapter, raw), _facts(adapter, len(tensors), settings))
+        (work / "README.md").write_text(card, encoding="utf-8")
+        checks = check_loads(work, folder, template)
+        companions.write_checksums(work, sums)
+    return Report(
+        out,
+        size_of(out),
+        {"tensors": len(tensors), "merged": len(adapter.deltas) if adapter else 0, "stop_token_ids": stops, **checks},
+    )
+
+
+def plan(
+    stored: dict[str, StoredTensor], adapter: lora.Adapter | None, tied: dict[str, str]
+) -> tuple[list[PlannedTensor], bool]:
+    """What to write, in the base's order, and whether tied tensors are still tied. Raises ExportError for a wrong pair.
+
+    A tied output layer is stored once, under the embedding's name. When the adapter changes only one of the two, both are written and the
+    model is no longer tied: so it answered in training.
+    """
+    deltas = dict(adapter.deltas) if adapter else {}
+    replaced = dict(adapter.replaced) if adapter else {}
+    sources = dict(stored)
+    still_tied = bool(tied)
+    for output, shared in tied.items():
+        if output in sources and shared in sources and _same(sources[output], sources[shared]):
+            del sources[output]
+        changed = [name for name in (output, shared) if name in deltas or name in replaced]
+        if not changed and output not in sources:
+            continue
+        both = output in replaced and shared in replaced and _same(replaced[output], replaced[shared])
+        if both or (
+            shared in replaced
+            and output not in replaced
+            and adapter is not None
+            and adapter.ties
+            and output not in deltas
+        ):
+            replaced.pop(output, None)
+            continue
+        if shared not in sources:
+            raise ExportError(f"the base has neither {output} nor {shared}")
+        sources.setdefault(output, sources[shared])
+        still_tied = False
+    unknown = [name for name in [*deltas, *replaced] if name not in sources]
+    if unknown and adapter is not None:
+        raise ExportError(
+            f"the adapter changes {len(unknown)} weights that the base does not have, first {unknown[0]}",
+            hint=f"adapter and base do not belong together; the adapter was trained on {adapter.base or 'an unnamed base'}",
+        )
+    tensors = []
+    for name, tensor in sources.items():
+        if name in replaced:
+            tensors.append(_replacement(tensor, replaced[name], name))
+        elif name in deltas:
+            tensors.append(lora.merged(tensor, deltas[name], name))
+        else:
+            tensors.append(PlannedTensor(name, tensor.dtype, tensor.shape, tensor.chunks))
+    return tensors, still_tied
+
+
+def _replacement(old: StoredTensor, new: StoredTensor, name: str) -> PlannedTensor:
+    if old.shape != new.shape:
+        raise ExportError(
+            f"{name} is {list(old.shape)} in the base, the adapter holds {list(new.shape)}",
+            hint="adapters with added tokens cannot be merged yet; or adapter and base do not belong together",
+        )
+    if new.dtype == old.dtype or old.dtype not in lora.FLOATS:
+        return PlannedTensor(name, new.dtype, new.shape, new.chunks)
+    return PlannedTensor(name, old.dtype, old.shape, lambda: lora.converted(new, old.dtype))
+
+
+def _same(first: StoredTensor, second: StoredTensor) -> bool:
+    same_form = (first.dtype, first.shape) == (second.dtype, second.shape)
+    return same_form and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
+
+
+def _base_folder(source: Path, adapter: lora.Adapter | None, base: Path | None) -> Path:
+    if not source.is_dir():
+        raise ExportError(f"{source} is not a folder", hint="give an adapter folder or a model folder")
+    if adapter is None:
+        if base is not None:
+            raise ExportError(f"{source} is no adapter ({lora.CONFIG} is missing), so it takes no base")
+        return source
+    found = base or (Path(adapter.base) if adapter.base else None)
+    if found is None or not found.is_dir():
+        raise ExportError(f"the adapter's base {found} is not a folder here", hint="give the base model's folder")
+    if (found / lora.CONFIG).exists():
+        raise ExportError(f"the base {found} is itself an adapter", hint="merge that one first")
+    return found
+
+
+def _hub_name(adapter: lora.Adapter | None, raw: dict[str, Any]) -> str | None:
+    """``org/name`` if that is what base is called; a path of this machine is nobody's business."""
+    name = (adapter.base if adapter else None) or raw.get("_name_or_path") or ""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def _facts(adapter: lora.Adapter | None, count: int, settings: dict[str, Any]) -> list[str]:
+    facts = [f"{count} tensors, stored as {settings.get('dtype')}", "made with Tunesmith"]
+    if adapter:
+        facts.insert(
+            0, f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full"
+        )
+    return facts
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

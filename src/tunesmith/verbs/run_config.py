@@ -1,0 +1,85 @@
+"""The whole-run config: what one YAML file says. Each part belongs to its room; here they only meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
+
+from tunesmith.config.base import Config, setting
+from tunesmith.config.errors import ConfigError
+from tunesmith.config.load import Source, apply_overrides, read_yaml, validate
+from tunesmith.config.plugins import kind_union
+from tunesmith.data.config import DataConfig
+from tunesmith.models.config import ModelConfig, Precision
+from tunesmith.runs.config import OutputConfig
+from tunesmith.runs.folder import RunFolder
+from tunesmith.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    Stage = Any
+    Method = Any
+else:
+    Stage = kind_union("tunesmith.stages")
+    Method = kind_union("tunesmith.models.methods")
+
+
+class TrainRun(Config):
+    """A training run. ``model`` and ``data`` alone are a valid config."""
+
+    model: ModelConfig = setting(..., zh="从哪个模型开始。", basic=True)
+    """The model to start from."""
+    data: DataConfig = setting(..., zh="用什么数据训练。", basic=True)
+    """The data to learn from."""
+    stage: Stage = setting({"kind": "sft"}, zh="训练阶段（学什么目标）。")
+    """The training stage: what is learned."""
+    method: Method = setting({"kind": "lora"}, zh="训练方法（哪些权重会变）。")
+    """The method: which weights change."""
+    train: TrainConfig = setting(TrainConfig, zh="训练循环。")
+    """The training loop."""
+    precision: Precision = setting("auto", zh="计算用的数值精度；auto 按设备选择最快的。")
+    """Numbers to compute in; auto takes the fastest the device has."""
+    output: OutputConfig = setting(OutputConfig, zh="运行文件夹。")
+    """The run folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        """``data: name`` is short for ``data: {train: name}``."""
+        if isinstance(value, dict) and isinstance(value.get("data"), (str, list)):
+            value = {**value, "data": {"train": value["data"]}}
+        return value
+
+
+def load_config(path: Path | None, overrides: Sequence[str]) -> TrainRun:
+    """A config from a YAML file (optional) and ``key=value`` overrides. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    source: Source | None = None
+    if path is not None:
+        values, source = read_yaml(path)
+    for short, long in (("model", "ref"), ("data", "train")):
+        if isinstance(values.get(short), (str, list)):
+            values[short] = {long: values[short]}
+    merged = apply_overrides(values, [_long(text) for text in overrides])
+    for key in ("model", "data"):
+        if key not in merged:
+            what = f"{path}: " if path is not None else ""
+            raise ConfigError(
+                f"{what}{key!r} is missing", hint="for example: tunesmith train model=demo data=lantern_bay"
+            )
+    return validate(TrainRun, merged, source)
+
+
+def _long(override: str) -> str:
+    """``model=…`` and ``data=…`` set the reference and keep the other keys of the file."""
+    key, equals, value = override.partition("=")
+    long = {"model": "model.ref", "data": "data.train"}.get(key.strip())
+    return f"{long}={value}" if equals and long and not value.lstrip().startswith("{") else override
+
+
+def config_of_run(run: RunFolder) -> TrainRun:
+    """The config a run was started with."""
+    values, source = read_yaml(run.config_path)
+    return validate(TrainRun, values, source)

@@ -1,0 +1,162 @@
+"""What a person means by RUN_OR_MODEL: a base, perhaps an adapter on it, and the run it came from."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.config.errors import ReferenceNotFoundError, UserError
+from tunesmith.config.progress import Progress
+from tunesmith.data.config import DataConfig
+from tunesmith.hub.reference import Reference, parse
+from tunesmith.models.config import ModelConfig
+from tunesmith.models.local import LocalModel, localize
+from tunesmith.runs.folder import RunFolder, find_run
+from tunesmith.verbs.run_config import TrainRun, config_of_run
+
+if TYPE_CHECKING:
+    from tunesmith.chat.base import Engine
+    from tunesmith.render.conversation import Renderer
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that can be opened here. ``name`` is short, for headings and file names."""
+
+    name: str
+    base: LocalModel
+    adapter: Path | None = None
+    run: RunFolder | None = None
+    config: TrainRun | None = None
+
+    @property
+    def date(self) -> datetime.date | None:
+        """The date its templates were trained with."""
+        text = self.config.data.date if self.config is not None else None
+        return datetime.date.fromisoformat(text) if text else None
+
+
+def reference_of(text: str) -> Reference:
+    """``text`` as a reference; a bare word or folder that is a run is that run. Raises UserError."""
+    if text.startswith("run:"):
+        return parse(text)
+    bare = "/" not in text and ":" not in text and not Path(text).exists()
+    if bare or (Path(text) / "config.yaml").is_file():
+        word, _, point = text.partition("@")
+        try:
+            run = find_run(word)
+        except ReferenceNotFoundError:
+            if text != "demo" and bare and "+" not in text:
+                raise
+        else:
+            if text != "demo":
+                return Reference("run", str(run.path) if "/" in word else run.id, point=point or None)
+    return parse(text)
+
+
+def target_of(text: str, progress: Progress) -> Target:
+    """Base, adapter and run of ``text``, downloaded if need be. Raises UserError for servers, which are no files."""
+    reference = reference_of(text)
+    if reference.kind in ("ollama", "url"):
+        raise UserError(f"{text} is a server's model; here a run or a model's files are needed")
+    if reference.kind != "run":
+        if reference.adapter is not None:
+            from tunesmith.hub.resolve import resolve_adapter
+
+            return Target(
+                text, localize(str(reference.base), progress), resolve_adapter(reference.adapter, progress).path
+            )
+        return Target(_short(text), localize(text, progress))
+    run = find_run(reference.name)
+    config = config_of_run(run)
+    base = localize(config.model.ref, progress)
+    if reference.point == "base":
+        return Target(f"base of {run.id}", base, None, run, config)
+    if reference.point == "best":
+        raise UserError(
+            "@best is not kept yet", hint=f"checkpoints of {run.id}: {_listed(run)}; write run:{run.id}@step-N"
+        )
+    step = (
+        int(reference.point.removeprefix("step-")) if reference.point and reference.point.startswith("step-") else None
+    )
+    return Target(run.id if step is None else f"{run.id}@step-{step}", base, run.checkpoint(step), run, config)
+
+
+def _listed(run: RunFolder) -> str:
+    return ", ".join(f"step-{s}" for s in run.checkpoint_steps()) or "none"
+
+
+def _short(text: str) -> str:
+    return text.rstrip("/").rpartition("/")[2] or text
+
+
+def open_renderer(model: ModelConfig, data: DataConfig, progress: Progress) -> tuple[LocalModel, Renderer]:
+    """The local model of a config and the renderer training uses for it."""
+    from tunesmith.models.open import open_tokenizer
+    from tunesmith.render.conversation import Renderer
+
+    local = localize(model.ref, progress)
+    tokenizer = open_tokenizer(local.folder, trust_remote_code=model.trust_remote_code)
+    date = datetime.date.fromisoformat(data.date) if data.date else None
+    return local, Renderer(tokenizer, max_length=data.max_length, date=date)
+
+
+def renderer_of(target: Target) -> Renderer:
+    """The renderer of a target: its tokenizer, and the date of its run."""
+    from tunesmith.models.open import open_tokenizer
+    from tunesmith.render.conversation import Renderer
+
+    remote = target.config.model.trust_remote_code if target.config else False
+    return Renderer(open_tokenizer(target.base.folder, trust_remote_code=remote), date=target.date)
+
+
+def open_weights(target: Target, *, precision: str = "auto") -> Any:
+    """The model of a target on the best device, its adapter on it."""
+    import torch
+
+    from tunesmith.models.devices import best_device, set_threads
+    from tunesmith.models.open import open_model
+    from tunesmith.models.precision import resolve_precision
+
+    set_threads()
+    device = best_device()
+    if precision == "auto" and target.config is not None:
+        precision = target.config.precision
+    precision, _ = resolve_precision(precision, device)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    remote = target.config.model.trust_remote_code if target.config else False
+    model = open_model(target.base.folder, dtype=dtype, device=device, trust_remote_code=remote)
+    if target.adapter is None:
+        return model
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(target.adapter), autocast_adapter_dtype=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{target.adapter}: the adapter does not fit {target.base.folder}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def open_engine(text: str, progress: Progress, *, name: str | None = None) -> Engine:
+    """Something that answers, from any reference: a run, a model, a GGUF, or a model in Ollama."""
+    reference = reference_of(text)
+    if reference.kind == "ollama":
+        from tunesmith.chat.ollama_engine import OllamaEngine
+
+        return OllamaEngine(reference.name)
+    if reference.kind == "url":
+        raise UserError(f"{text}: OpenAI-style servers cannot be asked yet", hint="use ollama:NAME, a run or a model")
+    if reference.kind == "path" and reference.path.suffix == ".gguf":
+        from tunesmith.chat.llamacpp import LlamaCppEngine
+
+        return LlamaCppEngine(reference.path, name=name or reference.path.name)
+    from tunesmith.chat.transformers_engine import TransformersEngine
+
+    target = target_of(text, progress)
+    progress.start(f"opening {target.name}")
+    engine = TransformersEngine(open_weights(target), renderer_of(target), name or text)
+    progress.finish()
+    return engine

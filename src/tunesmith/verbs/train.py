@@ -1,0 +1,198 @@
+"""``tunesmith train``: one YAML -> a run folder with a trained adapter."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.config.errors import TrainingError, UserError
+from tunesmith.config.load import dump, save
+from tunesmith.config.plugins import load as load_plugin
+from tunesmith.config.progress import Progress
+from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs.console import Logged
+from tunesmith.verbs.run_config import TrainRun, config_of_run
+
+if TYPE_CHECKING:
+    from tunesmith.stages.base import Item, Stage
+
+STAGES, METHODS = "tunesmith.stages", "tunesmith.models.methods"
+
+
+def create(config: TrainRun) -> RunFolder:
+    """A new run folder for ``config``, everything that a later moment could change pinned."""
+    if config.data.date is None:
+        data = config.data.model_copy(update={"date": datetime.date.today().isoformat()})
+        config = config.model_copy(update={"data": data})
+    short = config.model.ref.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    return RunFolder.create(dump(config), config.output.name or f"{config.stage.kind}-{short}")
+
+
+def execute(run: RunFolder, progress: Progress) -> RunFolder:
+    """Train the run from where it stands: from the start, or from its newest checkpoint.
+
+    Raises UserError with the run's status set to ``failed``; an unexpected error leaves its traceback in the run's log.
+    """
+    run.claim("preparing")
+    in_log = os.environ.get("TUNESMITH_PLAIN") and not sys.stderr.isatty() and _stderr_is(run.log_path)
+    progress = progress if in_log else Logged(progress, run.log_path)
+    try:
+        outcome = _train(run, config_of_run(run), progress)
+    except UserError as error:
+        run.update_status(state="failed", what="", error=str(error))
+        _note(run, f"error: {error}")
+        raise
+    except KeyboardInterrupt:
+        run.update_status(state="stopped", what="")
+        raise
+    except BaseException as error:
+        run.update_status(state="failed", what="", error=f"{type(error).__name__}: {error}")
+        _note(run, traceback.format_exc())
+        raise
+    run.update_status(state="finished" if outcome.finished else "stopped", what="", result=outcome.position.last)
+    return run
+
+
+def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
+    import torch
+
+    from tunesmith.models.devices import best_device, set_threads
+    from tunesmith.models.open import open_model
+    from tunesmith.models.precision import resolve_precision
+    from tunesmith.runs.plot import plot_loss
+    from tunesmith.train.loop import Setup, train
+    from tunesmith.train.masters import Masters
+    from tunesmith.verbs.targets import open_renderer
+
+    set_threads()
+    device = best_device()
+    precision, why = resolve_precision(config.precision, device)
+    if precision != config.precision:  # pinned, so that a resumed run computes in the same numbers
+        config = config.model_copy(update={"precision": precision})
+        save(config, run.config_path)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    progress.say(f"device {device.type}, {precision}{f' ({why})' if why else ''}, {torch.get_num_threads()} threads")
+    local, renderer = open_renderer(config.model, config.data, progress)
+    stage = load_plugin(STAGES, config.stage.kind).build(config.stage, renderer)
+    rows = encode(config, stage, progress)
+    progress.start(f"opening {config.model.ref} from {local.source}")
+    torch.manual_seed(config.train.seed)
+    model = open_model(
+        local.folder, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa",
+        trust_remote_code=config.model.trust_remote_code,
+    )  # fmt: skip
+    method = load_plugin(METHODS, config.method.kind)
+    model = method.apply(model, config.method, base_name=local.name)
+    masters = Masters(model, dtype)
+    learned = sum(p.numel() for p in masters.parameters())
+    whole = sum(p.numel() for p in model.parameters())
+    progress.finish(f"{learned / 1e6:.2f} of {whole / 1e6:.1f} million weights are learned ({config.method.kind})")
+    micro_tokens = config.train.micro_tokens or max(
+        config.data.max_length if device.type == "cuda" else 0, _default_micro(device)
+    )
+    _checkpointing(model, config, micro_tokens, device, progress)
+    resume = None
+    if run.checkpoint_steps():
+        folder = run.checkpoint()
+        resume = (folder, method.load_state(folder, model))
+        progress.say(f"resuming from {folder.name}")
+    setup = Setup(
+        model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
+        micro_tokens=micro_tokens, save_model=lambda folder, state: method.save(model, folder, state),
+    )  # fmt: skip
+    outcome = train(setup, resume=resume, progress=progress)
+    plot_loss(run)
+    return outcome
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded rows."""
+
+    train: list[Item]
+    eval: list[Item]
+
+
+def encode(config: TrainRun, stage: Stage, progress: Progress) -> Rows:
+    """Load and encode the data of a run; what cannot be encoded is an error, or counted and named with ``skip_bad``."""
+    from tunesmith.data.load import load
+
+    split = load(config.data, config.train.seed)
+    for note in split.notes:
+        progress.say(note)
+    progress.start("encoding", len(split.train) + len(split.eval), "rows")
+    left_out: list[str] = []
+
+    def run_through(examples: Sequence[Any]) -> list[Item]:
+        items = []
+        for example in examples:
+            progress.advance(1)
+            try:
+                item = stage.encode(example)
+            except UserError as error:
+                if not config.data.skip_bad:
+                    raise
+                left_out.append(error.message)
+                continue
+            items.append(item)
+        return items
+
+    rows = Rows(run_through(split.train), run_through(split.eval))
+    if not rows.train or sum(item.weight for item in rows.train) == 0:
+        raise TrainingError(
+            "there is nothing to learn: no row has a learned token", hint="look at the rows with `tunesmith data check`"
+        )
+    tokens = sum(item.length for item in rows.train)
+    learned = sum(item.weight for item in rows.train)
+    shortened = sum(1 for item in [*rows.train, *rows.eval] if getattr(item, "dropped_turns", 0))
+    progress.finish(
+        f"{len(rows.train)} rows, {tokens} tokens, {learned / tokens:.0%} of them learned; {len(rows.eval)} rows held out"
+    )
+    if shortened:
+        progress.say(
+            f"{shortened} conversations lost their earliest turns to fit data.max_length={config.data.max_length}"
+        )
+    for message in left_out:
+        progress.say(f"left out: {message}")
+    return rows
+
+
+def _default_micro(device: Any) -> int:
+    return 512 if device.type == "cpu" else 8192
+
+
+def _checkpointing(model: Any, config: TrainRun, micro_tokens: int, device: Any, progress: Progress) -> None:
+    """Turn gradient checkpointing on when asked, or when the activations would not fit."""
+    from tunesmith.models.devices import memory
+
+    wanted = config.train.gradient_checkpointing
+    if wanted == "auto":
+        text = model.config.get_text_config()
+        # About 34 bytes per token, layer and unit of width for a bf16 layer (Korthikanti et al., 2022, arXiv:2205.05198, eq. 1
+        # without dropout and attention scores), plus the logits in fp32 with their gradient.
+        width = 2 if config.precision == "fp32" else 1
+        needed = micro_tokens * (text.num_hidden_layers * text.hidden_size * 34 * width + text.vocab_size * 12)
+        wanted = needed > 0.8 * memory(device).free
+    if wanted:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        progress.say("gradient checkpointing is on: activations are computed twice to save memory")
+
+
+def _stderr_is(path: Path) -> bool:
+    try:
+        return os.path.sameopenfile(sys.stderr.fileno(), os.open(path, os.O_RDONLY))
+    except (OSError, ValueError):
+        return False
+
+
+def _note(run: RunFolder, text: str) -> None:
+    with run.log_path.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%H:%M:%S')}  {text.rstrip()}\n")

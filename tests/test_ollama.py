@@ -1,0 +1,434 @@
+"""Deployment to Ollama against recorded exchanges: every step proved, every failure one clear message."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_server import FakeOllama, llama_cpp, recorded, serving
+from tunesmith.chat import ollama_api
+from tunesmith.chat.base import Engine, Sampling, answer
+from tunesmith.chat.ollama_engine import OllamaEngine
+from tunesmith.config.errors import ExportError, ServerError, UserError
+from tunesmith.export.go_template import PROBES, render_as_ollama
+from tunesmith.export.modelfile import Modelfile
+from tunesmith.export.ollama import QUESTION, OllamaServer, manual_command, sha256
+from tunesmith.export.ollama_shown import differences, go_unquote, shown_parameters
+
+TEMPLATE = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+FULL = Modelfile(
+    "./model.gguf",
+    template=TEMPLATE,
+    system='You are "brief".\n你好\u3000',
+    parameters={"stop": ["<|im_end|>", '"\n\\'], "temperature": 0.2, "num_ctx": 2048, "seed": 7},
+    license="Apache-2.0\n…",
+    messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Arr!"}],
+)
+
+
+class Told:
+    """A Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, float | None, str]] = []
+        self.amount: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    def start(self, task: str, total: float | None = None, unit: str = "") -> None:
+        self.tasks.append((task, total, unit))
+
+    def advance(self, amount: float = 1) -> None:
+        name = self.tasks[-1][0]
+        self.amount[name] = self.amount.get(name, 0) + amount
+
+    def finish(self, note: str = "") -> None: ...
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeOllama]:
+    with serving(tmp_path / "blobs") as state:
+        yield state
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + os.urandom(9 * 2**20))
+    return path
+
+
+# --- the way that works ------------------------------------------------------------------------------------------
+
+
+def test_deploy_proves_every_field(fake: FakeOllama, gguf: Path) -> None:
+    told = Told()
+    with OllamaServer(fake.url) as server:
+        report = server.deploy(gguf, "my-model", FULL, told)
+    size = gguf.stat().st_size
+    assert report.digest == sha256(gguf)
+    assert (report.size_bytes, report.uploaded_bytes, report.replaced) == (size, size, False)
+    assert report.version == "0.24.0"
+    assert set(report.checks) == {
+        *("weights", "template", "system", "license", "messages", "completion"),
+        *("stop", "temperature", "num_ctx", "seed"),
+    }
+    assert report.answer == "The capital of France is Paris."
+    assert report.question == QUESTION
+    assert report.capabilities == ("completion",)
+    assert report.notes == ()
+    assert told.amount == {"digest of model.gguf": size, f"send to {fake.url}": size}
+    assert "success" in told.lines
+
+
+def test_create_sends_what_the_real_server_was_sent(fake: FakeOllama, gguf: Path) -> None:
+    with OllamaServer(fake.url) as server:
+        server.deploy(gguf, "my-model", FULL)
+    sent = next(body for method, path, body in fake.requests if path == "/api/create")
+    real = recorded("create-gguf-template-system-parameters-license-messages")["request"]["body"]
+    assert set(sent) == set(real)
+    for key in ("template", "system"):
+        assert isinstance(sent[key], type(real[key]))
+    assert {type(v) for v in sent["parameters"].values()} <= {type(v) for v in real["parameters"].values()}
+    assert sent["messages"][0].keys() == real["messages"][0].keys()
+    assert next(iter(sent["files"].values())).startswith("sha256:")
+
+
+def test_nothing_is_uploaded_twice(fake: FakeOllama, gguf: Path) -> None:
+    with OllamaServer(fake.url) as server:
+        server.deploy(gguf, "one", FULL)
+        second = server.deploy(gguf, "two", FULL)
+        again = server.deploy(gguf, "two:latest", FULL)
+        assert server.names() == ("two:latest", "one:latest")
+        assert server.remove("one")
+        assert not server.remove("one")
+        assert server.names() == ("two:latest",)
+    assert fake.uploads() == 1
+    assert (second.uploaded_bytes, second.replaced, again.replaced) == (0, False, True)
+
+
+def test_without_a_template_the_report_says_what_the_server_chose(fake: FakeOllama, gguf: Path) -> None:
+    with OllamaServer(fake.url) as server:
+        report = server.deploy(gguf, "my-model", Modelfile("./model.gguf"))
+        assert any("chose the chat template itself" in note for note in report.notes)
+        assert any("parameters of its own: stop" in note for note in report.notes)
+        fake.change_shown = {"template": "{{ .Prompt }}"}
+        report = server.deploy(gguf, "my-model", Modelfile("./model.gguf"))
+        assert any("without a chat format" in note for note in report.notes)
+
+
+def test_the_rendered_prompt_can_be_asked_for(fake: FakeOllama, gguf: Path) -> None:
+    with OllamaServer(fake.url) as server:
+        server.deploy(gguf, "my-model", Modelfile("x", template=TEMPLATE, system="S"))
+        prompt = server.rendered_prompt("my-model", [{"role": "user", "content": "Hi"}])
+        assert prompt == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        fake.knows_debug_render = False
+        assert server.rendered_prompt("my-model", [{"role": "user", "content": "Hi"}]) is None
+
+
+def test_alive_and_version_are_quick_and_never_raise_for_nothing(fake: FakeOllama) -> None:
+    with OllamaServer(fake.url) as server:
+        assert server.version() == "0.24.0"
+        assert server.alive()
+    with OllamaServer(f"http://127.0.0.1:{free_port()}") as nothing:
+        assert not nothing.alive()
+    with OllamaServer(fake.url + "/elsewhere") as other:
+        assert not other.alive()
+    fake.plain_text = True
+    with OllamaServer(fake.url) as other:
+        assert not other.alive()
+        for ask in (
+            other.version,
+            other.names,
+            lambda: other.show("m"),
+            lambda: list(other._lines("/api/show", "x", {})),
+        ):
+            with pytest.raises(ServerError, match="is not Ollama"):
+                ask()
+    with pytest.raises(ServerError, match="is not Ollama"):
+        answer(OllamaEngine("m", fake.url), [{"role": "user", "content": "Hi"}], Sampling())
+
+
+# --- the ways that fail: one message and one hint each -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words", "hint"),
+    [
+        ({"damage_upload": True}, ServerError, "digest mismatch, expected", "deploy again"),
+        ({"drop_upload_after": 2**20}, ServerError, "broke while sending model.gguf", "still runs"),
+        ({"create_error": "no space left on device"}, ServerError, "creating m: no space left", "free disk space"),
+        ({"create_error": "unsupported architecture"}, ServerError, "unsupported architecture", "--to gguf"),
+        ({"create_silent_end": True}, ServerError, "stopped at 'writing manifest'", "log"),
+        ({"change_shown": {"template": "x"}}, ExportError, "its template is 'x'", "ollama rm m"),
+        ({"change_shown": {"system": ""}}, ExportError, "its system is ''", "ollama rm m"),
+        ({"change_shown": {"parameters": "seed 8"}}, ExportError, "its seed is 8, not 7", "ollama rm m"),
+        ({"change_shown": {"capabilities": ["embedding"]}}, ExportError, "cannot answer", "ollama rm m"),
+        ({"change_shown": {"modelfile": f"FROM sha256-{'0' * 64}\n"}}, ExportError, "its weights are", "ollama rm m"),
+        ({"change_shown": {"messages": []}}, ExportError, "example messages differ", "ollama rm m"),
+        ({"change_shown": {"license": "MIT"}}, ExportError, "license text differs", "ollama rm m"),
+        (
+            {"chat_error": (500, 'option "x" must be of type float32')},
+            ServerError,
+            "(500) while asking m",
+            "wrong type",
+        ),
+        ({"chat_error": (500, "model requires more system memory")}, ServerError, "system memory", "smaller quant"),
+    ],
+)
+def test_faults(
+    fake: FakeOllama, gguf: Path, fault: dict[str, Any], kind: type[UserError], words: str, hint: str
+) -> None:
+    for name, value in fault.items():
+        setattr(fake, name, value)
+    with OllamaServer(fake.url) as server, pytest.raises(kind) as caught:
+        server.deploy(gguf, "m", FULL)
+    assert type(caught.value) is kind
+    assert words in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_no_server(gguf: Path) -> None:
+    with (
+        OllamaServer(f"127.0.0.1:{free_port()}") as server,
+        pytest.raises(ServerError, match="no Ollama server answers") as caught,
+    ):
+        server.deploy(gguf, "m", FULL)
+    assert "ollama serve" in (caught.value.hint or "")
+
+
+def test_a_template_that_the_server_cannot_read(fake: FakeOllama, gguf: Path) -> None:
+    with (
+        OllamaServer(fake.url) as server,
+        pytest.raises(ServerError, match=r"\(400\) while creating m: template error"),
+    ):
+        server.deploy(gguf, "m", Modelfile("x", template="{{ nofunc .X }}"))
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        (None, "model.gguf", "there is no file"),
+        (b"PK\x03\x04", "model.gguf", "is not a GGUF"),
+        (b"", "model.gguf", "is not a GGUF"),
+        (b"GGUF", "model-00001-of-00002.gguf", "one part of a split GGUF"),
+    ],
+)
+def test_wrong_files_are_refused_before_anything_is_sent(
+    fake: FakeOllama, tmp_path: Path, content: bytes | None, name: str, words: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with OllamaServer(fake.url) as server, pytest.raises(ExportError, match=words):
+        server.deploy(path, "m", FULL)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "bad name!",
+        "-x",
+        ".x",
+        "a/b/c/d",
+        "../m",
+        "a//b",
+        "m:",
+        "m:a b",
+        ":latest",
+        "name.space/m",
+        "x" * 81,
+        "ü",
+        "m\n",
+    ],
+)
+def test_wrong_names_are_refused_before_anything_is_sent(fake: FakeOllama, gguf: Path, name: str) -> None:
+    with OllamaServer(fake.url) as server, pytest.raises(UserError, match="no name for an Ollama model"):
+        server.deploy(gguf, name, FULL)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    "name", ["m", "My_Model-2.5", "m:v1.0", "me/m:latest", "host.example:5000/me/m:x", "_x", "x" * 80]
+)
+def test_right_names(name: str) -> None:
+    assert ollama_api.check_name(name) == name
+
+
+# --- the address --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("1.2.3.4", "http://1.2.3.4:11434"),
+        (":56789", "http://127.0.0.1:56789"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
+        ("http://0.0.0.0:8080/", "http://127.0.0.1:8080"),
+        ("[::]:1", "http://[::1]:1"),
+        ("::1", "http://[::1]:11434"),
+        ("[0001:002:003:0004::1]:56789", "http://[0001:002:003:0004::1]:56789"),
+        ("http://1.2.3.4", "http://1.2.3.4:80"),
+        ("https://example.com", "https://example.com:443"),
+        ("https://example.com:56789/path/", "https://example.com:56789/path"),
+        ("example.com/path", "http://example.com:11434/path"),
+        (" 'example.com:1' ", "http://example.com:1"),
+        ("localhost:0", "http://localhost:0"),
+    ],
+)
+def test_address_is_read_as_ollama_reads_it(monkeypatch: pytest.MonkeyPatch, value: str, url: str) -> None:
+    assert ollama_api.address(value) == url
+    monkeypatch.setenv("OLLAMA_HOST", value)
+    assert ollama_api.address() == url
+    assert OllamaServer().url == url
+
+
+@pytest.mark.parametrize("value", ["ftp://x", "x:99999", "x:port", "a b", "http://[::1", "http://x;y"])
+def test_wrong_addresses(value: str) -> None:
+    with pytest.raises(UserError, match="no address of an Ollama server"):
+        ollama_api.address(value)
+
+
+def test_another_machine_is_named_as_such() -> None:
+    for url in ("http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "http://127.9.9.9:1"):
+        assert ollama_api.remote_warning(url) is None
+    assert "unencrypted" in (ollama_api.remote_warning("http://10.0.0.5:11434") or "")
+    assert "unencrypted" not in (ollama_api.remote_warning("https://example.com:443") or "unencrypted")
+    assert "another machine" in (ollama_api.remote_warning("http://localhost.example.com:1") or "")
+
+
+def test_no_proxy_for_loopback(monkeypatch: pytest.MonkeyPatch, fake: FakeOllama) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    with OllamaServer(fake.url) as server:
+        assert server.alive()
+
+
+def test_manual_command() -> None:
+    command = manual_command(Path("/out/my model; rm"), "me/m:v1")
+    if os.name != "nt":
+        assert shlex.split(command) == ["ollama", "create", "me/m:v1", "-f", "/out/my model; rm/Modelfile"]
+    with pytest.raises(UserError):
+        manual_command(Path("/out"), "m; rm -rf")
+
+
+# --- reading /api/show ---------------------------------------------------------------------------------------------
+
+
+def test_the_recorded_show_of_a_real_server() -> None:
+    shown = recorded("show-gguf")["response"]["json"]
+    digest = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    intended = Modelfile("x", template=shown["template"], parameters={"stop": ["<|im_start|>", "<|im_end|>"]})
+    assert differences(shown, intended, digest) == ([], ("weights", "template", "stop", "completion"))
+    wrong, _ = differences(shown, intended, "0" * 64)
+    assert len(wrong) == 1
+    assert "weights" in wrong[0]
+
+
+def test_parameters_as_go_prints_them() -> None:
+    text = (
+        'stop    "a\\"b"\nstop  "\\n\\t\\x00\\u00a0\\U0001f642\\\\"\ntemperature  1e-05\nnum_ctx 2.097152e+06\nbogus 1'
+    )
+    assert shown_parameters(text) == {
+        "stop": ['a"b', "\n\t\x00\u00a0🙂\\"],
+        "temperature": 1e-05,
+        "num_ctx": 2097152,
+    }
+    assert go_unquote("bare") == "bare"
+
+
+# --- the engine ----------------------------------------------------------------------------------------------------
+
+
+def test_engine_streams(fake: FakeOllama, gguf: Path) -> None:
+    with OllamaServer(fake.url) as server:
+        server.deploy(gguf, "m", FULL)
+    engine: Engine = OllamaEngine("m", fake.url)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    sampling = Sampling(max_tokens=16, temperature=0.5, top_p=0.9, seed=3)
+    assert list(engine.stream(messages, sampling)) == ["The", " capital", " of", " France", " is", " Paris", "."]
+    assert engine.name == "ollama:m"
+    sent = fake.requests[-1][2]
+    assert sent["messages"] == messages
+    options = sent["options"]
+    assert (options["num_predict"], options["temperature"], options["top_p"], options["seed"]) == (16, 0.5, 0.9, 3)
+    assert (options["top_k"], options["repeat_penalty"], options["min_p"]) == (0, 1.0, 0.0)
+    engine.close()
+    engine.close()
+
+
+def test_engine_failures(fake: FakeOllama, gguf: Path) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    engine = OllamaEngine("nope", fake.url)
+    with pytest.raises(ServerError, match="model 'nope' not found") as caught:
+        answer(engine, messages, Sampling())
+    assert "ollama list" in (caught.value.hint or "")
+    with OllamaServer(fake.url) as server:
+        server.deploy(gguf, "m", FULL)
+    fake.break_stream = True
+    with pytest.raises(ServerError, match="broke off"):
+        answer(OllamaEngine("m", fake.url), messages, Sampling())
+    with pytest.raises(ServerError, match="no Ollama server answers"):
+        answer(OllamaEngine("m", f"127.0.0.1:{free_port()}"), messages, Sampling())
+    with pytest.raises(UserError, match="cannot tell the probabilities"):
+        engine.logprobs([1])
+    with pytest.raises(UserError, match="no name"):
+        OllamaEngine("bad name!")
+
+
+@pytest.mark.real
+def test_the_uploaded_gguf_itself_answers(tmp_path: Path) -> None:
+    """With $TUNESMITH_GGUF (SmolLM2-135M-Instruct): llama.cpp on what arrived says what a real Ollama was recorded saying."""
+    if "TUNESMITH_GGUF" not in os.environ:
+        pytest.skip("$TUNESMITH_GGUF names no GGUF of SmolLM2-135M-Instruct")
+    with serving(tmp_path / "blobs", llama_cpp) as fake, OllamaServer(fake.url) as server:
+        parameters = {"stop": ["<|im_end|>"]}
+        server.deploy(Path(os.environ["TUNESMITH_GGUF"]), "m", Modelfile("x", template=TEMPLATE, parameters=parameters))
+        said = answer(OllamaEngine("m", fake.url), recorded("chat-stream")["request"]["body"]["messages"], Sampling())
+    lines = recorded("chat-stream")["response"]["ndjson"]
+    assert said == "".join(line["message"]["content"] for line in lines)
+
+
+# --- a real server, when there is one ------------------------------------------------------------------------------
+
+
+def test_a_real_server() -> None:
+    """Answers of a real Ollama; with $TUNESMITH_GGUF (a ChatML model) also a deployment, and prompts compared."""
+    with OllamaServer() as server:
+        if not server.alive():
+            pytest.skip(f"no Ollama server answers at {server.url} (set OLLAMA_HOST to test against one)")
+        assert server.version()[0].isdigit()
+        assert server.show("tunesmith-no-such-model") is None
+        with pytest.raises(ServerError, match="not found"):
+            answer(OllamaEngine("tunesmith-no-such-model"), [{"role": "user", "content": "Hi"}], Sampling())
+        if "TUNESMITH_GGUF" not in os.environ:
+            return
+        intended = Modelfile("x", template=TEMPLATE, system="Be brief.", parameters={"stop": ["<|im_end|>"]})
+        try:
+            report = server.deploy(Path(os.environ["TUNESMITH_GGUF"]), "tunesmith-test", intended)
+            assert {"weights", "template", "system", "stop", "completion"} <= set(report.checks)
+            for probe in PROBES:
+                prompt = server.rendered_prompt("tunesmith-test", probe.messages)
+                system = () if probe.messages[0]["role"] == "system" else ({"role": "system", "content": "Be brief."},)
+                assert prompt in (None, render_as_ollama(TEMPLATE, [*system, *probe.messages])), probe.name
+        finally:
+            server.remove("tunesmith-test")
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
