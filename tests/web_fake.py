@@ -183,8 +183,9 @@ def main(arguments: list[str]) -> None:
         case ["web", port, *rest]:
             from tunesmith.web.app import serve_with
 
-            host = rest[0] if rest else "127.0.0.1"
-            serve_with(COMMAND, host, int(port), False, None)
+            host, token = rest[0] if rest else "127.0.0.1", rest[1] if len(rest) > 1 else None
+            command = tuple(os.environ.get("WEB_COMMAND", "").split("\n")) if "WEB_COMMAND" in os.environ else COMMAND
+            serve_with(command, host, int(port), False, token)
         case _:
             raise UserError(f"unknown command {arguments}")
 

@@ -34,10 +34,7 @@ def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
 
 def serve_with(command: Sequence[str], host: str, port: int, open_browser: bool, token: str | None) -> None:
     """``serve`` with another ``tunesmith`` command."""
-    if token is None and not is_loopback(host):
-        token = secrets.token_urlsafe(24)
-    if token is not None and not all(c.isalnum() or c in "-_.~" for c in token):
-        raise UserError("a token is made of letters, digits and - _ . ~", hint="leave --token out to get one")
+    token = token_for(host, token)
     listening = listen(host, port)
     port = listening.getsockname()[1]
     address = address_of(host, port, token)
@@ -52,6 +49,18 @@ def serve_with(command: Sequence[str], host: str, port: int, open_browser: bool,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def token_for(host: str, token: str | None) -> str | None:
+    """The token to ask for: the given one; a new one where others can reach the page; else none.
+
+    Raises UserError for one that cannot stand in an address and a cookie.
+    """
+    if token is None:
+        return None if is_loopback(host) else secrets.token_urlsafe(24)
+    if not token or not all((c.isascii() and c.isalnum()) or c in "-_.~" for c in token):
+        raise UserError("a token is made of letters, digits and - _ . ~", hint="leave --token out to get one")
+    return token
 
 
 def address_of(host: str, port: int, token: str | None) -> str:

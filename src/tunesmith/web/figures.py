@@ -16,15 +16,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def figure(value: Any, digits: int = 4) -> str:
-    """A number with ``digits`` significant digits: ``2.313``, ``1,234``, ``1e-05``."""
+def figure(value: Any, digits: int = 4, *, steady: bool = False) -> str:
+    """A number with ``digits`` significant digits: ``2.313``, ``1,234``, ``1e-05``; ``steady`` keeps trailing zeros."""
     if not is_number(value):
         return NONE
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e7):
         return f"{value:.3g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
+    return f"{value:#.{digits}g}" if steady else f"{value:.{digits}g}"
 
 
 def duration(seconds: Any) -> str:

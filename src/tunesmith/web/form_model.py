@@ -111,6 +111,11 @@ def _help(node: Node) -> dict[str, str]:
     return {"en": english, "zh": str(node.get("zh", "")).strip() or english}
 
 
+def _own_help(node: Node) -> dict[str, str]:
+    """Help without one language standing in for another (a class's own text mostly has English only)."""
+    return {"en": str(node.get("description", "")).strip(), "zh": str(node.get("zh", "")).strip()}
+
+
 def _properties(node: Node, reader: _Reader, path: Path, prefix: str, given: Mapping[str, Any]) -> tuple[Field, ...]:
     required = node.get("required", ())
     return tuple(
@@ -169,7 +174,7 @@ def _union(field: Field, kinds: list[tuple[Node, _Reader]], node: Node) -> Field
         name = str(branch["properties"]["kind"]["const"])
         given = default if isinstance(default, Mapping) and name == chosen else {}
         members.append(
-            Kind(name, _help(branch), _properties(branch, reader, field.path, f"{field.id}[{name}].", given))
+            Kind(name, _own_help(branch), _properties(branch, reader, field.path, f"{field.id}[{name}].", given))
         )
     known = chosen in {m.name for m in members}
     basic = field.basic or any(leaf.basic for m in members for leaf in leaves(m.fields))
@@ -204,8 +209,10 @@ def _simple(field: Field, branches: list[Node]) -> Field:
     basic = field.basic or field.must_be_filled
     types = {b.get("type") for b in branches}
     choices = [c for b in branches for c in (b["enum"] if "enum" in b else [b["const"]] if "const" in b else [])]
-    if choices and all("enum" in b or "const" in b for b in branches):
-        return replace(field, shape="choice", choices=tuple(dict.fromkeys(choices)), basic=basic)
+    if choices and all("enum" in b or "const" in b or b.get("type") == "boolean" for b in branches):
+        if "boolean" in types:
+            choices += [c for c in (True, False) if not any(c is known for known in choices)]
+        return replace(field, shape="choice", choices=tuple(choices), basic=basic)
     if types == {"boolean"}:
         if field.nullable:
             return replace(field, shape="choice", choices=(True, False), basic=basic)

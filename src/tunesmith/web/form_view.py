@@ -282,8 +282,8 @@ class FormView:
                 chosen = form_values.chosen_kind(parent, self.state)
                 for kind in parent.kinds:
                     if kind.name == chosen:
-                        if parent.basic == basic and self.t.help(kind.help):
-                            tag("p", self.t.help(kind.help), "quiet kind-help")
+                        if parent.basic == basic and (help := kind.help.get(self.t.language)):
+                            tag("p", help, "quiet kind-help")
                         self._draw(kind.fields, basic=basic)
 
         self._parts.setdefault(parent.id, []).append(redraw)

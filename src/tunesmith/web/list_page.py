@@ -50,7 +50,7 @@ def read_row(folder: RunFolder) -> Row:
         what=status.what if status.active else "",
         step=f"{status.step} / {total}" if total else (str(status.step) if status.step else figures.NONE),
         share=min(1.0, status.step / total) if total else 0.0,
-        loss=figures.figure(record.get("loss", status.result.get("loss"))),
+        loss=figures.figure(record.get("loss", status.result.get("loss")), steady=True),
         started=figures.moment(status.started or status.created),
         duration=figures.duration(until - status.started) if status.started else figures.NONE,
         doing=run_actions.doing(folder.id),

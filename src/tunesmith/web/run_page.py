@@ -51,8 +51,8 @@ def tiles(status: Status, records: Sequence[dict[str, Any]]) -> dict[str, str]:
         left = max(0.0, left - (time.time() - step["time"])) if figures.is_number(step.get("time")) else left
     took = (time.time() if status.active else status.updated) - status.started
     return {
-        "loss": figures.figure(step.get("loss", status.result.get("loss"))),
-        "eval_loss": figures.figure(measured.get("eval_loss", status.result.get("eval_loss"))),
+        "loss": figures.figure(step.get("loss", status.result.get("loss")), steady=True),
+        "eval_loss": figures.figure(measured.get("eval_loss", status.result.get("eval_loss")), steady=True),
         "speed": figures.figure(step.get("tokens_per_s"), 3),
         "left": figures.duration(left) if status.active else figures.duration(took if status.started else None),
         "rate": figures.figure(step.get("lr"), 3),
