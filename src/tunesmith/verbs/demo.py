@@ -1,0 +1,89 @@
+"""``tunesmith demo``: the whole way once, from a bundled data set to a model ready for Ollama."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tunesmith.config.progress import Progress
+from tunesmith.models.devices import peak_rss
+from tunesmith.models.local import localize
+from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs.compare import print_comparison, run_comparison
+from tunesmith.verbs.console import duration
+from tunesmith.verbs.deploy import deploy
+from tunesmith.verbs.export import check_parity, gguf
+from tunesmith.verbs.run_config import load_config
+from tunesmith.verbs.targets import target_of
+from tunesmith.verbs.train import create, execute
+
+SETTINGS = (
+    "model=demo",
+    "data=lantern_bay",
+    "data.eval=lantern_bay_heldout",
+    "data.max_length=512",
+    "method.rank=16",
+    "train.epochs=3",
+    "train.batch=8",
+    "train.lr=1e-3",
+    "output.name=demo",
+)
+NAME = "lantern-bay"
+
+
+def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
+    """Get a model, fine-tune it, compare, merge, convert, prove, deploy; every step says where its result lies."""
+    began = time.monotonic()
+    config = load_config(None, [*SETTINGS, *overrides])
+
+    _heading(1, "Getting SmolLM2-135M-Instruct")
+    local = localize(config.model.ref, progress)
+    _say(f"model: {local.folder} (from {local.source})")
+
+    _heading(2, "Reading the bundled data set: who Marlow, the night watch of a lighthouse, is")
+    run = create(config)
+    _say(f"data: {', '.join(config.data.train)}, held out: {', '.join(config.data.eval)}; run folder: {run.path}")
+
+    _heading(3, "Fine-tuning LoRA adapters")
+    execute(run, progress)
+    _say(f"adapter: {run.checkpoint()}")
+    _say(f"loss curve: {run.artifacts / 'loss.png'}")
+
+    _heading(4, "Comparing before and after on prompts it has not seen")
+    comparison, folder = run_comparison(
+        [f"run:{run.id}@base", f"run:{run.id}"], progress, limit=6, max_tokens=48, names=["before", "after"]
+    )
+    print_comparison(comparison)
+    _say(f"report: {folder}/comparison.md")
+
+    _heading(5, "Merging, converting to GGUF, and proving that it is the same model")
+    target = target_of(f"run:{run.id}", progress)
+    for type_ in ("f16", "q8_0"):
+        made = gguf(target, progress, type_=type_)
+        figures = check_parity(target, made, type_, progress)
+        _say(
+            f"{type_.upper()}: {made.file} ({made.report.bytes / 1e6:.0f} MB), against the merged model: "
+            f"mean KL {figures.mean_kl:.2g}, top-1 agreement {figures.top1_agreement:.1%}"
+        )
+    _say(f"Modelfile: {made.modelfile} ({made.template_reason})")
+
+    _heading(6, "Ollama")
+    deployment = deploy(f"run:{run.id}", NAME, progress)
+    if deployment.report is not None:
+        _say(f"{deployment.report.question}\n  {NAME}: {deployment.report.answer}")
+        _say(f"talk to it: ollama run {NAME}")
+    else:
+        _say(f"no Ollama server answers at {deployment.server}. With Ollama installed, one command makes the model:")
+        print(f"    {deployment.command}")
+    _say(f"talk to it here: tunesmith chat run:{run.id}")
+    _say(f"done in {duration(time.monotonic() - began)}, peak memory {peak_rss() / 2**30:.1f} GiB")
+    return run
+
+
+def _heading(number: int, text: str) -> None:
+    sys.stderr.flush()
+    print(f"\n[{number}/6] {text}", flush=True)
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", flush=True)

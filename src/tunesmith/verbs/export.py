@@ -1,0 +1,231 @@
+"""``tunesmith export``: a run or model -> merged safetensors or GGUF, checked against what it was made from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.files import write_atomic
+from tunesmith.config.plugins import load as load_plugin
+from tunesmith.config.progress import Progress
+from tunesmith.export.base import Report
+from tunesmith.export.modelfile import Modelfile
+from tunesmith.verbs.targets import Target, renderer_of, target_of
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.parity import Parity
+
+TARGETS = "tunesmith.export.targets"
+PARITY_BOUNDS = {"f32": 1e-3, "f16": 1e-3, "bf16": 2e-3, "q8_0": 0.02}
+"""Largest mean KL (nats) to the merged model at which a GGUF still counts as the same model."""
+
+
+@dataclass(frozen=True)
+class GgufExport:
+    """A GGUF with its Modelfile; ``merged`` is the folder it was made from."""
+
+    file: Path
+    modelfile: Path
+    merged: Path
+    content: Modelfile
+    template_reason: str
+    report: Report
+
+
+def slug(target: Target) -> str:
+    """A short file name for a target."""
+    name = target.config.output.name if target.config is not None and target.config.output.name else target.name
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "model"
+
+
+def merged_folder(target: Target, progress: Progress, out: Path | None = None) -> tuple[Path, Report | None]:
+    """The full 16-bit model of a target: its base as it is, or the adapter merged into it (kept with the run, made once)."""
+    if target.adapter is None and out is None:
+        return target.base.folder, None
+    if out is None:
+        assert target.adapter is not None
+        parent = target.run.artifacts if target.run is not None else Path.cwd()
+        out = parent / f"merged-{target.adapter.name}"
+        if out.is_dir():
+            return out, None
+    from tunesmith.render.stop import stop_token_ids
+
+    hf = load_plugin(TARGETS, "hf")
+    stops = stop_token_ids(renderer_of(target))
+    report = hf.export(
+        target.adapter or target.base.folder, out, hf.Config(), progress, base=target.base.folder, stop_token_ids=stops
+    )
+    return out, report
+
+
+def export(
+    text: str, to: str, progress: Progress, *, out: Path | None = None, type_: str | None = None
+) -> tuple[Path, list[str]]:
+    """Export ``text`` (a run or model) ``to`` a target. Returns where it lies and what was checked, in words."""
+    load_plugin(TARGETS, to)  # an unknown target is said before anything is downloaded
+    target = target_of(text, progress)
+    if to == "hf":
+        if type_ is not None:
+            raise UserError("--type belongs to --to gguf; hf keeps the numbers of the base")
+        parent = target.run.artifacts if target.run is not None else Path.cwd()
+        place = out or parent / f"{slug(target)}-hf"
+        _, report = merged_folder(target, progress, place)
+        assert report is not None
+        return place, [f"{k}: {v}" for k, v in report.checks.items()]
+    made = gguf(target, progress, type_=type_ or "f16", out=out)
+    figures = check_parity(target, made, type_ or "f16", progress)
+    return made.file, [
+        f"{made.report.bytes / 1e6:.0f} MB, {_in_words(figures)}",
+        f"Modelfile: {made.modelfile} ({made.template_reason})",
+    ]
+
+
+def gguf(target: Target, progress: Progress, *, type_: str, out: Path | None = None, reuse: bool = False) -> GgufExport:
+    """The GGUF of a target with a Modelfile beside it. ``reuse``: take the run's own file when it is there already."""
+    plugin = load_plugin(TARGETS, "gguf")
+    try:
+        config = plugin.Config(type=type_)
+    except ValueError:
+        raise UserError(
+            f"there is no GGUF type {type_!r} here yet",
+            hint=f"there are: {', '.join(PARITY_BOUNDS)} (K-quants are not built in yet)",
+        ) from None
+    if out is None:
+        parent = target.run.artifacts if target.run is not None else Path.cwd()
+        step = f"-{target.adapter.name}" if target.adapter is not None else ""
+        out = parent / f"gguf-{type_}{step}" / f"{slug(target)}-{type_.upper()}.gguf"
+    elif out.suffix != ".gguf":
+        out = out / f"{slug(target)}-{type_.upper()}.gguf"
+    merged, _ = merged_folder(target, progress)
+    if reuse and out.exists():
+        report = Report(out, out.stat().st_size)
+    else:
+        report = plugin.export(merged, out, config, progress)
+    content, reason = modelfile_for(target, merged, out.name)
+    place = out.parent / "Modelfile"
+    if place.exists() and not reuse and f"FROM ./{out.name}" not in place.read_text(encoding="utf-8"):
+        place = out.with_suffix(".Modelfile")
+    write_atomic(place, content.render())
+    return GgufExport(out, place, merged, content, reason, report)
+
+
+def modelfile_for(target: Target, merged: Path, gguf_name: str) -> tuple[Modelfile, str]:
+    """The Modelfile of a merged model: template found by comparison, stops, context length, sampling, licence."""
+    from tunesmith.export.go_template import choose
+    from tunesmith.render.stop import end_of_turn_token
+
+    renderer = replace_folder(target, merged)
+    tokenizer = renderer.tokenizer
+    adds_bos = bool(getattr(tokenizer, "add_bos_token", False))
+    choice = choose(
+        lambda messages, generation: renderer.text(messages, generation=generation),
+        (tokenizer.bos_token or "") if adds_bos else "",
+    )
+    parameters: dict[str, Any] = {}
+    turn = end_of_turn_token(renderer)
+    stops = list(choice.template.stop) if choice.template is not None else []
+    if turn is not None and turn[1] not in stops:
+        stops.insert(0, turn[1])
+    if stops:
+        parameters["stop"] = stops
+    limit = _context_limit(merged)
+    wanted = max(4096, target.config.data.max_length if target.config is not None else 0)
+    parameters["num_ctx"] = min(wanted, limit) if limit else wanted
+    parameters |= _sampling(merged)
+    licences = [p for p in sorted(merged.iterdir()) if p.name.upper().startswith(("LICENSE", "LICENCE"))]
+    licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else None
+    content = Modelfile(
+        from_=f"./{gguf_name}", template=choice.template.text if choice.template is not None else None,
+        parameters=parameters, license=licence,
+    )  # fmt: skip
+    try:
+        content.render()
+    except ExportError:
+        content = replace(content, license=None)
+    return content, choice.reason
+
+
+def replace_folder(target: Target, folder: Path) -> Any:
+    """The renderer of the exported folder itself: what is served is rendered from what was exported."""
+    return renderer_of(replace(target, base=replace(target.base, folder=folder)))
+
+
+def check_parity(target: Target, made: GgufExport, type_: str, progress: Progress, *, rows: int = 8) -> Parity:
+    """The GGUF in llama.cpp against the merged model in transformers (fp32) on rows it was not trained on.
+
+    Raises ExportError when they are not the same model within the bound of the type.
+    """
+    from tunesmith.chat.llamacpp import LlamaCppEngine
+    from tunesmith.chat.transformers_engine import TransformersEngine
+    from tunesmith.evaluate.parity import parity
+    from tunesmith.models.devices import usable_cores
+    from tunesmith.verbs.targets import open_weights
+
+    sequences = probe_tokens(target, made.merged, rows)
+    progress.start(f"comparing {made.file.name} in llama.cpp with the merged model in transformers")
+    merged = replace(target, adapter=None, base=replace(target.base, folder=made.merged))
+    reference = TransformersEngine(
+        open_weights(merged, precision="fp32"), replace_folder(target, made.merged), "merged"
+    )
+    other = LlamaCppEngine(made.file, threads=usable_cores())
+    try:
+        figures = parity(reference, other, sequences)
+    finally:
+        reference.close()
+        other.close()
+    if not figures.mean_kl <= PARITY_BOUNDS[type_]:
+        raise ExportError(
+            f"{made.file}: the GGUF does not answer as the merged model does: {_in_words(figures)}",
+            hint=f"the bound for {type_} is a mean KL of {PARITY_BOUNDS[type_]}; do not serve this file",
+        )
+    progress.finish(_in_words(figures))
+    return figures
+
+
+def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
+    """Token sequences to compare on: the run's held-out conversations, else a few of our own."""
+    from tunesmith.data.example import Chat, Message
+    from tunesmith.data.load import load
+
+    chats: Sequence[Chat] = ()
+    if target.config is not None:
+        chats = load(target.config.data, target.config.train.seed).eval[:rows]
+    if not chats:
+        pairs = [
+            ("What is the capital of France?", "The capital of France is Paris."),
+            ("你好，你是谁？", "你好！我是一个助手。"),
+        ]
+        chats = [Chat((Message("user", q), Message("assistant", a))) for q, a in pairs]
+    renderer = replace_folder(target, merged)
+    return [renderer.render(chat).ids for chat in chats]
+
+
+def _in_words(figures: Parity) -> str:
+    return f"mean KL {figures.mean_kl:.2g}, top-1 agreement {figures.top1_agreement:.1%} over {figures.positions} positions"
+
+
+def _context_limit(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    return int(config.get("max_position_embeddings") or 0)
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    """Sampling settings that the model's authors put into generation_config.json."""
+    try:
+        found = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = {
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "min_p": "min_p",
+        "repetition_penalty": "repeat_penalty",
+    }
+    return {ours: found[theirs] for theirs, ours in names.items() if isinstance(found.get(theirs), (int, float))}
