@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
             run = begin(Path(file))
             _spawn(run)
             print(run.path)
-        case ["runs", "resume", id]:
+        case ["runs", "resume", id, "--detach"]:
             run = RunFolder.open(runs_folder() / id)
             _spawn(run)
             print(run.path)

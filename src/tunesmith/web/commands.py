@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,16 @@ FILE_NAME = "new-run.yaml"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended. ``code`` None: it is still at work, and all is well."""
+    """How a command ended."""
 
-    code: int | None
+    code: int
     out: str
     message: str
     hint: str
 
     @property
     def well(self) -> bool:
-        return self.code in (0, None)
+        return self.code == 0
 
 
 def split_message(text: str) -> tuple[str, str]:
@@ -52,10 +52,8 @@ def split_message(text: str) -> tuple[str, str]:
     return "\n".join(message).removeprefix("error: ").strip(), "\n".join(hint).strip()
 
 
-async def run(
-    command: Sequence[str], *arguments: str, patience: float = 300.0, under_way: Callable[[], bool] | None = None
-) -> Outcome:
-    """Run ``command arguments`` to its end, or until ``under_way()`` says that what it was to start has started.
+async def run(command: Sequence[str], *arguments: str, patience: float = 300.0) -> Outcome:
+    """Run ``command arguments`` to its end.
 
     The process stands in a session of its own: closing the page does not end it. Its output goes to files, so that it
     never waits for a reader. After ``patience`` seconds without an end the outcome says so and leaves it alone.
@@ -71,8 +69,6 @@ async def run(
             if waited > patience:
                 shown = f"`tunesmith {' '.join(arguments)}` has not ended after {patience:.0f} s"
                 return Outcome(1, "", shown, f"it is still at work as process {process.pid}")
-            if under_way is not None and waited > 0.5 and await asyncio.to_thread(under_way):
-                return Outcome(None, "", "", "")
         text, problems = (p.read_text(encoding="utf-8", errors="replace") for p in (out, err))
         message, hint = split_message(problems)
         if process.returncode and not message:

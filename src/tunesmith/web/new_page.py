@@ -178,7 +178,7 @@ class _NewRun:
             tag("pre", outcome.message, "said")
             if outcome.hint:
                 with ui.element("p").classes("hint"):
-                    tag("b", t("form.error_hint") + ": ")
+                    tag("b", t("run.what_to_do") + ": ")
                     tag("span", outcome.hint)
         self.form.name(form_values.named_fields(self.fields, self.form.state, outcome.message))
         self._scroll_to(".start-error")

@@ -57,9 +57,7 @@ def resume(folder: RunFolder, command: Sequence[str], t: Texts) -> None:
 
     async def work() -> None:
         say(t("resume.asked", id=folder.id))
-        outcome = await commands.run(
-            command, "runs", "resume", folder.id, under_way=lambda: folder.status().state == "running"
-        )
+        outcome = await commands.run(command, "runs", "resume", folder.id, "--detach")
         if outcome.well:
             say(t("resume.done", id=folder.id))
         else:

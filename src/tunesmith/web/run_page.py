@@ -12,6 +12,7 @@ from nicegui import run, ui
 
 from tunesmith.runs.folder import RunFolder, Status
 from tunesmith.web import chart, figures, run_actions, run_files
+from tunesmith.web.commands import split_message
 from tunesmith.web.follow import Follower
 from tunesmith.web.language import Texts
 from tunesmith.web.list_page import state_chip
@@ -242,8 +243,13 @@ class _RunView:
         if status.state in run_actions.RESUMABLE:
             with self.banner, ui.element("section").classes(f"banner banner-{status.state}").props("role=alert"):
                 tag("strong", t(f"run.{status.state}_title"))
-                if status.error:
-                    tag("pre", status.error, "said")
+                message, hint = split_message(status.error)
+                if message:
+                    tag("pre", message, "said")
+                if hint:
+                    with ui.element("p"):
+                        tag("b", t("run.what_to_do") + ": ")
+                        tag("span", hint)
                 tag("p", t(f"run.{status.state}_body"))
 
     def _keep_at_end(self) -> None:
