@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from export_fixtures import make_model
 from tunesmith.runs.folder import RunFolder, list_runs
+from tunesmith.web.commands import COMMAND
 from web_server import Server
 
 pytestmark = pytest.mark.page
@@ -216,6 +218,41 @@ def test_chinese_and_english(browser: Any, server: Server) -> None:
     page.get_by_role("heading", name="Runs").wait_for()
     assert tab.outside() == set() and tab.errors == []
     tab.context.close()
+
+
+def test_a_real_training_started_here_goes_on_without_the_page(tab: Tab, tmp_path: Path, smol: Path) -> None:
+    tiny = make_model(smol, tmp_path / "tiny", "llama")
+    server = Server(tmp_path / "home", command=COMMAND)
+    page = tab.page
+    page.goto(f"{server.address}new")
+    tab.field("model.ref").fill(str(tiny))
+    tab.field("data.train").fill("lantern_bay")
+    tab.field("data.max_length").fill("200")
+    tab.field("train.batch").fill("2")
+    tab.field("output.name").fill("real")
+    page.get_by_label("Find a setting").fill("max_steps")
+    tab.field("train.max_steps").fill("200")
+    page.get_by_text("max_steps: 200").wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/run/*-real", timeout=60_000)
+    run = only_run(server)
+    wait_until(lambda: points(page) >= 3, 90)
+    server.kill()
+    step = run.status().step
+    wait_until(lambda: run.status().step > step, 60)
+    with Server(server.home, server.port, command=COMMAND):
+        page.reload()
+        page.get_by_role("status").get_by_text("running").wait_for()
+        wait_until(lambda: points(page) > step, 60)
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("status").get_by_text("stopped").wait_for(timeout=60_000)
+        page.get_by_text("Resume goes on from the newest checkpoint.").wait_for()
+        page.get_by_role("button", name="Resume").click()
+        wait_until(lambda: run.status().state == "running", 60)
+        wait_until(lambda: run.status().state == "finished", 120)
+        page.get_by_role("status").get_by_text("finished").wait_for()
+        page.locator(".file img").first.wait_for()
+    assert tab.outside() == set() and tab.errors == []
 
 
 def test_every_control_has_a_name(tab: Tab, server: Server) -> None:

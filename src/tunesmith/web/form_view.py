@@ -234,7 +234,8 @@ class FormView:
                 if top not in single:
                     self._sections.append(_Section(top.name, (top,), self))
             if single:
-                self._sections.append(_Section(t("form.other"), tuple(single), self))
+                title = single[0].name if len(single) == 1 else t("form.other")
+                self._sections.append(_Section(title, tuple(single), self))
             self.none_found = tag("p", t("form.find_none"), "quiet")
             self.none_found.set_visibility(False)
 

@@ -53,23 +53,29 @@ class _NewRun:
         except UserError as error:
             self._no_schema(error)
             return
-        state = await self._first_state()
+        state, failure = await self._first_state()
         if ui.context.client.is_deleted:
             return
         self.draw(state)
         if self.from_id:  # from here on the draft is what counts, also after a reload
             ui.run_javascript("history.replaceState(null, '', '/new')")
             self.keep()
+        if failure:
+            message, hint = commands.split_message(failure)
+            self._show_error("form.error_from", message, hint)
 
-    async def _first_state(self) -> dict[str, Any]:
+    async def _first_state(self) -> tuple[dict[str, Any], str]:
+        """What the form begins with, and the error of the failed run it was taken from."""
         folder = await run.io_bound(run_files.known_run, self.from_id) if self.from_id else None
         if folder is not None:
-            return form_values.from_config(self.fields, await run.io_bound(folder.config_values) or {})
+            state = form_values.from_config(self.fields, await run.io_bound(folder.config_values) or {})
+            status = folder.status()
+            return state, status.error if status.state == "failed" else ""
         try:
             kept = await ui.run_javascript(f"return localStorage.getItem({json.dumps(DRAFT)})", timeout=5.0)
-            return form_values.tidy(self.fields, json.loads(kept or "{}"))
+            return form_values.tidy(self.fields, json.loads(kept or "{}")), ""
         except (TimeoutError, ValueError, TypeError):
-            return {}
+            return {}, ""
 
     def _no_schema(self, error: UserError) -> None:
         self.body.clear()
@@ -163,7 +169,7 @@ class _NewRun:
             ui.navigate.to(f"/run/{quote(id)}")
             return
         self._busy(False)
-        self._show_error(outcome)
+        self._show_error("form.error_title", outcome.message, outcome.hint)
 
     def _busy(self, busy: bool) -> None:
         self.starting = busy
@@ -171,16 +177,16 @@ class _NewRun:
         self.start_button.props["loading"] = busy
         self.start_button.set_enabled(not busy)
 
-    def _show_error(self, outcome: commands.Outcome) -> None:
+    def _show_error(self, title: str, message: str, hint: str) -> None:
         t = self.t
         with self.error:
-            tag("strong", t("form.error_title"))
-            tag("pre", outcome.message, "said")
-            if outcome.hint:
+            tag("strong", t(title))
+            tag("pre", message, "said")
+            if hint:
                 with ui.element("p").classes("hint"):
                     tag("b", t("run.what_to_do") + ": ")
-                    tag("span", outcome.hint)
-        self.form.name(form_values.named_fields(self.fields, self.form.state, outcome.message))
+                    tag("span", hint)
+        self.form.name(form_values.named_fields(self.fields, self.form.state, f"{message}\n{hint}"))
         self._scroll_to(".start-error")
 
     @staticmethod

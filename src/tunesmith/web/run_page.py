@@ -18,7 +18,7 @@ from tunesmith.web.language import Texts
 from tunesmith.web.list_page import state_chip
 from tunesmith.web.shell import button, copy, frame, tag
 
-TILES = ("loss", "eval_loss", "speed", "left", "rate", "epoch", "started")
+TILES = ("loss", "eval_loss", "speed", "left", "rate", "epoch", "memory", "started")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def tiles(status: Status, records: Sequence[dict[str, Any]]) -> dict[str, str]:
         "left": figures.duration(left) if status.active else figures.duration(took if status.started else None),
         "rate": figures.figure(step.get("lr"), 3),
         "epoch": figures.figure(step.get("epoch"), 3),
+        "memory": figures.size(step["memory"]) if figures.is_number(step.get("memory")) else figures.NONE,
         "started": figures.moment(status.started or status.created),
     }
 
@@ -143,9 +144,12 @@ class _RunView:
             with ui.element("div").classes("card-head"):
                 tag("h2", t("run.config"))
                 with ui.element("div").classes("actions"):
-                    tag("a", t("action.reuse"), "small-link", href=f"/new?from={quote(self.folder.id)}")
+                    tag("a", t("action.reuse"), "small-link", href=self._reuse())
                     button(t("action.copy"), lambda: copy(text, t), icon="content_copy", style="quiet")
             tag("pre", text, "log", tabindex="0")
+
+    def _reuse(self) -> str:
+        return f"/new?from={quote(self.folder.id)}"
 
     def _file(self, name: str) -> str:
         return f"/run/{quote(self.folder.id)}/files/{quote(name)}"
@@ -172,15 +176,19 @@ class _RunView:
             self._show_chart()
         if before is None or before.status.active != view.status.active:
             self.waiting.set_text(self.t("run.waiting" if view.status.active else "run.no_metrics"))
-        if before is None or (before.status.state, before.status.what, before.doing) != (
-            view.status.state, view.status.what, view.doing,
-        ):  # fmt: skip
+        if before is None or self._said(before) != self._said(view):
             self._show_state(view)
         if before is None or before.log != view.log:
             self.log.set_text(view.log or self.t("run.log_empty"))
             self._keep_at_end()
         if before is None or before.artifacts != view.artifacts:
             self._show_files(view)
+
+    @staticmethod
+    def _said(view: View) -> tuple[object, ...]:
+        """What the state, the buttons and the banner are made of."""
+        status = view.status
+        return status.state, status.what, status.error, view.doing, bool(view.checkpoints)
 
     def _show_figures(self, view: View) -> None:
         t, status = self.t, view.status
@@ -198,7 +206,7 @@ class _RunView:
         if view.checkpoints:
             self.saved.set_text(t("run.checkpoints", steps=("… " if len(view.checkpoints) > 8 else "") + steps))
         else:
-            self.saved.set_text(t("run.no_checkpoint") if status.state in run_actions.RESUMABLE else "")
+            self.saved.set_text("")
 
     def _show_chart(self) -> None:
         records = self.follower.records
@@ -251,6 +259,9 @@ class _RunView:
                         tag("b", t("run.what_to_do") + ": ")
                         tag("span", hint)
                 tag("p", t(f"run.{status.state}_body"))
+                tag("p", t("run.resume_goes_on" if view.checkpoints else "run.resume_begins"))
+                if status.state == "failed":
+                    tag("a", t("action.reuse"), href=self._reuse())
 
     def _keep_at_end(self) -> None:
         """Scroll the log to its end, unless the person scrolled up to read."""
