@@ -400,6 +400,9 @@ def _root(
 
 def main() -> None:
     """Entry point. A person's mistake: one message and exit code 2. Ours: the traceback is kept, exit code 1."""
+    # Threads that wait asleep instead of spinning: on a busy machine spinning ones stall each other (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars; ours say more
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and LANG=C
