@@ -14,7 +14,7 @@ from tunesmith.config.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tunesmith.chat.base import Engine
+    from tunesmith.chat.base import Engine, Messages, Sampling
 
 CHUNK = 16
 """Positions compared at once: the float64 copies stay small (16 × 152k × 8 B = 19 MB each) beside the distributions."""
@@ -68,6 +68,30 @@ def parity(reference: Engine, other: Engine, token_sequences: Iterable[Sequence[
         kls.append(kl)
         agrees.append(agree)
     return _summary(kls, agrees)
+
+
+class Remembered:
+    """An engine that runs each sequence once and remembers what it told: for several comparisons with one reference."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name = engine, engine.name
+        self._known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str]:
+        """The engine's own answer."""
+        return self.engine.stream(messages, sampling)
+
+    def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
+        """The engine's distributions: float32, [len(tokens), vocabulary]."""
+        key = tuple(tokens)
+        if key not in self._known:
+            self._known[key] = self.engine.logprobs(key)
+        return self._known[key]
+
+    def close(self) -> None:
+        """Close the engine and forget."""
+        self._known.clear()
+        self.engine.close()
 
 
 def _per_position(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

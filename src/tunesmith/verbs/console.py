@@ -37,8 +37,8 @@ class Lines:
             return
         self.spoke = now
         share = f" of {amount_text(self.total, self.unit)}" if self.total else ""
-        left = (now - self.began) * (self.total / self.done - 1) if self.total else 0.0
-        eta = f", {duration(left)} left" if self.total and self.total > self.done else ""
+        known = self.total is not None and 0.02 * self.total <= self.done < self.total  # earlier it would be a guess
+        eta = f", {duration((now - self.began) * ((self.total or 0) / self.done - 1))} left" if known else ""
         self.say(f"  {amount_text(self.done, self.unit)}{share}{eta}{'  ' + note if note else ''}")
 
     def finish(self, note: str = "") -> None:

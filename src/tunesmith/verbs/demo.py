@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
 from tunesmith.models.devices import peak_rss
 from tunesmith.models.local import localize
@@ -12,7 +13,7 @@ from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.compare import print_comparison, run_comparison
 from tunesmith.verbs.console import duration
 from tunesmith.verbs.deploy import deploy
-from tunesmith.verbs.export import check_parity, gguf
+from tunesmith.verbs.export import check_parity, gguf, in_words
 from tunesmith.verbs.run_config import load_config
 from tunesmith.verbs.targets import target_of
 from tunesmith.verbs.train import create, execute
@@ -23,7 +24,7 @@ SETTINGS = (
     "data.eval=lantern_bay_heldout",
     "data.max_length=512",
     "method.rank=16",
-    "train.epochs=3",
+    "train.epochs=2",
     "train.batch=8",
     "train.lr=1e-3",
     "output.name=demo",
@@ -46,6 +47,10 @@ def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
 
     _heading(3, "Fine-tuning LoRA adapters")
     execute(run, progress)
+    if run.status().state != "finished":
+        raise UserError(
+            f"the demo was stopped at step {run.status().step}", hint=f"go on with: tunesmith runs resume {run.id}"
+        )
     _say(f"adapter: {run.checkpoint()}")
     _say(f"loss curve: {run.artifacts / 'loss.png'}")
 
@@ -58,17 +63,16 @@ def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
 
     _heading(5, "Merging, converting to GGUF, and proving that it is the same model")
     target = target_of(f"run:{run.id}", progress)
-    for type_ in ("f16", "q8_0"):
-        made = gguf(target, progress, type_=type_)
-        figures = check_parity(target, made, type_, progress)
+    made = [gguf(target, progress, type_=type_) for type_ in ("f16", "q8_0")]
+    figures = check_parity(target, made, progress)
+    for one, found in zip(made, figures):
         _say(
-            f"{type_.upper()}: {made.file} ({made.report.bytes / 1e6:.0f} MB), against the merged model: "
-            f"mean KL {figures.mean_kl:.2g}, top-1 agreement {figures.top1_agreement:.1%}"
+            f"{one.type.upper()}: {one.file} ({one.report.bytes / 1e6:.0f} MB), against the merged model: {in_words(found)}"
         )
-    _say(f"Modelfile: {made.modelfile} ({made.template_reason})")
+    _say(f"Modelfile: {made[-1].modelfile} ({made[-1].template_reason})")
 
     _heading(6, "Ollama")
-    deployment = deploy(f"run:{run.id}", NAME, progress)
+    deployment = deploy(f"run:{run.id}", NAME, progress, proved=(made[-1], figures[-1]))
     if deployment.report is not None:
         _say(f"{deployment.report.question}\n  {NAME}: {deployment.report.answer}")
         _say(f"talk to it: ollama run {NAME}")

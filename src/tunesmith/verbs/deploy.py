@@ -8,6 +8,7 @@ from typing import Any
 from tunesmith.chat.ollama_api import check_name
 from tunesmith.config.files import write_json
 from tunesmith.config.progress import Progress
+from tunesmith.evaluate.parity import Parity
 from tunesmith.export.ollama import DeployReport, OllamaServer, manual_command
 from tunesmith.verbs.export import GgufExport, check_parity, gguf
 from tunesmith.verbs.targets import target_of
@@ -23,15 +24,26 @@ class Deployment:
     server: str
 
 
-def deploy(text: str, name: str, progress: Progress, *, type_: str = "q8_0", url: str | None = None) -> Deployment:
+def deploy(
+    text: str,
+    name: str,
+    progress: Progress,
+    *,
+    type_: str = "q8_0",
+    url: str | None = None,
+    proved: tuple[GgufExport, Parity] | None = None,
+) -> Deployment:
     """Export ``text`` at ``type_``, prove the file against the merged model, create ``name`` on the server, ask it once.
 
-    Raises UserError; nothing is sent before the local checks passed.
+    ``proved``: an export of ``text`` that was compared already. Raises UserError; nothing is sent before the local checks passed.
     """
     check_name(name)
     target = target_of(text, progress)
-    made = gguf(target, progress, type_=type_, reuse=True)
-    figures = check_parity(target, made, type_, progress)
+    if proved is None:
+        made = gguf(target, progress, type_=type_, reuse=True)
+        figures = check_parity(target, [made], progress)[0]
+    else:
+        made, figures = proved
     with OllamaServer(url) as server:
         if url is not None or server.alive():
             if server.warning:

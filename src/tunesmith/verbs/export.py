@@ -27,8 +27,9 @@ PARITY_BOUNDS = {"f32": 1e-3, "f16": 1e-3, "bf16": 2e-3, "q8_0": 0.02}
 
 @dataclass(frozen=True)
 class GgufExport:
-    """A GGUF with its Modelfile; ``merged`` is the folder it was made from."""
+    """A GGUF of numbers ``type`` with its Modelfile; ``merged`` is the folder it was made from."""
 
+    type: str
     file: Path
     modelfile: Path
     merged: Path
@@ -78,9 +79,9 @@ def export(
         assert report is not None
         return place, [f"{k}: {v}" for k, v in report.checks.items()]
     made = gguf(target, progress, type_=type_ or "f16", out=out)
-    figures = check_parity(target, made, type_ or "f16", progress)
+    figures = check_parity(target, [made], progress)[0]
     return made.file, [
-        f"{made.report.bytes / 1e6:.0f} MB, {_in_words(figures)}",
+        f"{made.report.bytes / 1e6:.0f} MB, {in_words(figures)}",
         f"Modelfile: {made.modelfile} ({made.template_reason})",
     ]
 
@@ -111,7 +112,7 @@ def gguf(target: Target, progress: Progress, *, type_: str, out: Path | None = N
     if place.exists() and not reuse and f"FROM ./{out.name}" not in place.read_text(encoding="utf-8"):
         place = out.with_suffix(".Modelfile")
     write_atomic(place, content.render())
-    return GgufExport(out, place, merged, content, reason, report)
+    return GgufExport(type_, out, place, merged, content, reason, report)
 
 
 def modelfile_for(target: Target, merged: Path, gguf_name: str) -> tuple[Modelfile, str]:
@@ -155,36 +156,43 @@ def replace_folder(target: Target, folder: Path) -> Any:
     return renderer_of(replace(target, base=replace(target.base, folder=folder)))
 
 
-def check_parity(target: Target, made: GgufExport, type_: str, progress: Progress, *, rows: int = 8) -> Parity:
-    """The GGUF in llama.cpp against the merged model in transformers (fp32) on rows it was not trained on.
+def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress, *, rows: int = 8) -> list[Parity]:
+    """GGUFs of one target in llama.cpp against the merged model in transformers (fp32), on rows it was not trained on.
 
-    Raises ExportError when they are not the same model within the bound of the type.
+    Raises ExportError when one is not the same model within the bound of its type.
     """
     from tunesmith.chat.llamacpp import LlamaCppEngine
     from tunesmith.chat.transformers_engine import TransformersEngine
-    from tunesmith.evaluate.parity import parity
+    from tunesmith.evaluate.parity import Remembered, parity
     from tunesmith.models.devices import usable_cores
     from tunesmith.verbs.targets import open_weights
 
-    sequences = probe_tokens(target, made.merged, rows)
-    progress.start(f"comparing {made.file.name} in llama.cpp with the merged model in transformers")
-    merged = replace(target, adapter=None, base=replace(target.base, folder=made.merged))
-    reference = TransformersEngine(
-        open_weights(merged, precision="fp32"), replace_folder(target, made.merged), "merged"
+    folder = made[0].merged
+    sequences = probe_tokens(target, folder, rows)
+    merged = replace(target, adapter=None, base=replace(target.base, folder=folder))
+    reference = Remembered(
+        TransformersEngine(open_weights(merged, precision="fp32"), replace_folder(target, folder), "merged")
     )
-    other = LlamaCppEngine(made.file, threads=usable_cores())
+    found = []
     try:
-        figures = parity(reference, other, sequences)
+        for one in made:
+            progress.start(f"comparing {one.file.name} in llama.cpp with the merged model in transformers")
+            other = LlamaCppEngine(one.file, threads=usable_cores())
+            try:
+                figures = parity(reference, other, sequences)
+            finally:
+                other.close()
+            bound = PARITY_BOUNDS[one.type]
+            if not figures.mean_kl <= bound:
+                raise ExportError(
+                    f"{one.file}: the GGUF does not answer as the merged model does: {in_words(figures)}",
+                    hint=f"the bound for {one.type} is a mean KL of {bound}; do not serve this file",
+                )
+            progress.finish(in_words(figures))
+            found.append(figures)
     finally:
         reference.close()
-        other.close()
-    if not figures.mean_kl <= PARITY_BOUNDS[type_]:
-        raise ExportError(
-            f"{made.file}: the GGUF does not answer as the merged model does: {_in_words(figures)}",
-            hint=f"the bound for {type_} is a mean KL of {PARITY_BOUNDS[type_]}; do not serve this file",
-        )
-    progress.finish(_in_words(figures))
-    return figures
+    return found
 
 
 def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
@@ -205,7 +213,7 @@ def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...
     return [renderer.render(chat).ids for chat in chats]
 
 
-def _in_words(figures: Parity) -> str:
+def in_words(figures: Parity) -> str:
     return f"mean KL {figures.mean_kl:.2g}, top-1 agreement {figures.top1_agreement:.1%} over {figures.positions} positions"
 
 
