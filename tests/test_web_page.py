@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from export_fixtures import make_model
+from model_fixtures import make_model
 from tunesmith.runs.folder import RunFolder, list_runs
 from tunesmith.web.commands import COMMAND
 from web_server import Server
