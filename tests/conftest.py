@@ -32,3 +32,19 @@ def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smol_f16(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 exported to an F16 GGUF by our own target."""
+    from tunesmith.export.targets import gguf
+
+    return gguf.export(smol, tmp_path_factory.mktemp("gguf") / "smol-f16.gguf", gguf.Config(type="f16")).out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """More threads than cores stall torch and llama.cpp on a busy machine."""
+    import torch
+
+    torch.set_num_threads(2)

@@ -8,15 +8,17 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunesmith import __version__
 from tunesmith.config.errors import UserError
 from tunesmith.config.home import home
-from tunesmith.config.progress import Progress
-from tunesmith.runs.folder import RunFolder, find_run, list_runs
+
+if TYPE_CHECKING:
+    from tunesmith.config.progress import Progress
+    from tunesmith.runs.folder import RunFolder
 
 app = typer.Typer(
     name="tunesmith",
@@ -215,6 +217,8 @@ def deploy(
 @runs_app.command("list")
 def runs_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """All runs, newest first."""
+    from tunesmith.runs.folder import list_runs
+
     runs = list_runs()
     if as_json:
         from dataclasses import asdict
@@ -239,6 +243,8 @@ def runs_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
 @runs_app.command("show")
 def runs_show(run: Annotated[str, typer.Argument(help="Id, part of it, path, or 'last'.")]) -> None:
     """Where a run stands, what it made and how it was configured."""
+    from tunesmith.runs.folder import find_run
+
     found = find_run(run)
     status = found.status()
     typer.echo(
@@ -261,6 +267,8 @@ def runs_resume(
     detach: Annotated[bool, typer.Option("--detach", help="Resume it as a process of its own.")] = False,
 ) -> None:
     """Go on from the newest checkpoint, as if the run had never stopped."""
+    from tunesmith.runs.folder import find_run
+
     found = find_run(run)
     status = found.status()
     if status.state == "finished":
@@ -287,6 +295,7 @@ def runs_resume(
 @runs_app.command("stop")
 def runs_stop(run: Annotated[str, typer.Argument(help="Id, part of it, path, or 'last'.")]) -> None:
     """Ask a running run to save a checkpoint and stop."""
+    from tunesmith.runs.folder import find_run
     from tunesmith.runs.process import stop
 
     found = find_run(run)
@@ -299,6 +308,8 @@ def runs_delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a run's folder with all it made."""
+    from tunesmith.runs.folder import find_run
+
     found = find_run(run)
     if run not in (found.id, str(found.path)) and Path(run).absolute() != found.path:
         raise UserError(

@@ -48,15 +48,18 @@ def config_of(package: str, name: str) -> type[Config]:
     return found
 
 
-def kind_union(package: str) -> Any:
-    """An annotated type: the configs of all plug-ins of ``package``, told apart by ``kind``; a plain string is a kind.
+def kind_union(package: str, default: str) -> Any:
+    """An annotated type: the configs of all plug-ins of ``package``, told apart by ``kind``; a plain string is a kind,
+    and a mapping without one is of the kind ``default``.
 
     Every plug-in's Config must have a field ``kind: Literal["<its file name>"]``.
     """
     members = [Annotated[config_of(package, name), Tag(name)] for name in names(package)]
 
     def expand(value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"kind": value}
+        return {"kind": default, **value} if isinstance(value, dict) else value
 
     def tag(value: Any) -> str | None:
         kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)

@@ -56,6 +56,7 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
     Progress counts the bytes of the growing file. ``log`` receives all the converter says and is removed on success; it stays when
     ExportError is raised.
     """
+    staged, out = staged.absolute(), out.absolute()  # the child works in another folder
     work = staged.parent / "process"
     work.mkdir(exist_ok=True)
     job_file = work / "job.json"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ExportError
+from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.tensor_files import StoredTensor
 
 # Buffers that old checkpoints store and every program computes again.
@@ -18,28 +20,22 @@ ROPE = re.compile(r"^rope_(freqs|factors_(long|short))\.weight$")
 
 def check_file(path: Path, stored: dict[str, StoredTensor], expected: dict[str, Any]) -> dict[str, Any]:
     """Check ``path`` against the source's tensors and ``expected`` metadata; returns figures for the report. Raises ExportError."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-    except Exception as error:
-        raise ExportError(f"the GGUF that was written cannot be read back: {error}") from error
+    header = read_gguf(path)
     for key, value in expected.items():
-        field = reader.get_field(key)
-        found = None if field is None else field.contents()
+        found = header.metadata.get(key)
         if found != value:
             raise ExportError(f"the GGUF says {key} = {_short(found)}, it must be {_short(value)}")
-    tensors = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors if not ROPE.match(t.name)}
-    unknown = _check_shapes(reader, tensors, stored)
-    return {"tensors": len(reader.tensors), "types": _types(reader), "unmapped": unknown}
+    tensors = {name: t.shape for name, t in header.tensors.items() if not ROPE.match(name)}
+    unknown = _check_shapes(_name_map(header.metadata), tensors, stored)
+    types = dict(Counter(t.type for t in header.tensors.values()))
+    return {"tensors": len(header.tensors), "types": types, "unmapped": unknown}
 
 
-def _check_shapes(reader: Any, tensors: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor]) -> int:
+def _check_shapes(names: Any, tensors: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor]) -> int:
     """Every source tensor that has a place in this architecture is there in its shape, and no number is lost or added in all.
 
     Returns how many source tensors have no one-to-one place (fused or stacked ones); these are checked by the total only.
     """
-    names = _name_map(reader)
     wanted = {name: t for name, t in stored.items() if not COMPUTED.search(name)}
     tied = {name for name in wanted if name.endswith("lm_head.weight")} if "output.weight" not in tensors else set()
     lost, unknown = [], 0
@@ -64,20 +60,13 @@ def _check_shapes(reader: Any, tensors: dict[str, tuple[int, ...]], stored: dict
     return unknown
 
 
-def _name_map(reader: Any) -> Any:
+def _name_map(metadata: dict[str, Any]) -> Any:
     import gguf
 
-    architecture = reader.get_field("general.architecture").contents()
+    architecture = metadata.get("general.architecture")
     known = [arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
-    blocks = reader.get_field(f"{architecture}.block_count")
-    return gguf.get_tensor_name_map(known[0], int(blocks.contents())) if known and blocks else None
-
-
-def _types(reader: Any) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for tensor in reader.tensors:
-        found[tensor.tensor_type.name] = found.get(tensor.tensor_type.name, 0) + 1
-    return found
+    blocks = metadata.get(f"{architecture}.block_count")
+    return gguf.get_tensor_name_map(known[0], int(blocks)) if known and blocks else None
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ PROBES = (
     "Hello, world!",
     " two  spaces,   three\n\n\ttab",
     "In 2024: 3.14159, 1,000,000 and 0x7f",
+    "a  42 b   7\n  1. x",  # runs of spaces before digits: the only place where some pre-tokenizers differ
     "你好，世界！こんにちは 안녕하세요",
     "🙂👩‍👩‍👧 naïve café Ünïcode",
     "def f(x):\n    return x**2  # it's",

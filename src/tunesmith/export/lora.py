@@ -58,6 +58,8 @@ class Adapter:
     base: str | None
     deltas: dict[str, Delta]
     replaced: dict[str, StoredTensor]
+    carried: dict[str, StoredTensor]
+    """Copies of the base's own weights, which peft saves beside a LoRA on embeddings or the output layer."""
     ties: bool
     """Whether embeddings trained in full stay tied to the output layer."""
 
@@ -75,12 +77,15 @@ def read_adapter(folder: Path) -> Adapter:
         )
     pairs: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
+    carried: dict[str, StoredTensor] = {}
     for name, tensor in read_header(folder / WEIGHTS).items():
         plain = name.removeprefix("base_model.model.")
         match = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", plain)
         if match:
             pairs.setdefault(match[1], {})[match[2]] = tensor
-        elif "lora_" in plain or "base_layer" in plain or not name.startswith("base_model.model."):
+        elif plain.endswith(".base_layer.weight"):
+            carried[plain.replace(".base_layer", "")] = tensor
+        elif "lora_" in plain or not name.startswith("base_model.model."):
             raise ExportError(f"{folder / WEIGHTS} holds {name}, which cannot be merged yet", hint=_PLAIN)
         else:
             replaced[plain.replace(".modules_to_save.default", "")] = tensor
@@ -88,7 +93,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise ExportError(f"{folder / WEIGHTS} holds no adapter weights")
     deltas = {f"{module}.weight": _delta(folder, config, module, pair) for module, pair in pairs.items()}
     base = config.get("base_model_name_or_path") or None
-    return Adapter(folder, base, deltas, replaced, bool(config.get("ensure_weight_tying")))
+    return Adapter(folder, base, deltas, replaced, carried, bool(config.get("ensure_weight_tying")))
 
 
 _PLAIN = "only plain LoRA (with rsLoRA, rank and alpha patterns, modules_to_save) can be merged; train with these"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     Stage = Any
     Method = Any
 else:
-    Stage = kind_union("tunesmith.stages")
-    Method = kind_union("tunesmith.models.methods")
+    Stage = kind_union("tunesmith.stages", "sft")
+    Method = kind_union("tunesmith.models.methods", "lora")
 
 
 class TrainRun(Config):

@@ -132,6 +132,12 @@ def plan(
             f"the adapter changes {len(unknown)} weights that the base does not have, first {unknown[0]}",
             hint=f"adapter and base do not belong together; the adapter was trained on {adapter.base or 'an unnamed base'}",
         )
+    for name, copy in adapter.carried.items() if adapter else ():
+        if name not in sources or not _same(copy, sources[name]):
+            raise ExportError(
+                f"the adapter carries its own copy of {name}, which is not the base's",
+                hint="adapters with added tokens cannot be merged yet; or adapter and base do not belong together",
+            )
     tensors = []
     for name, tensor in sources.items():
         if name in replaced:
