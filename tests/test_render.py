@@ -129,9 +129,8 @@ def test_long_conversations_lose_whole_early_turns(renderer: Renderer) -> None:
         short.render(chat("word " * 100, "one"))
 
 
-words = st.text(
-    st.characters(exclude_categories=("Cs", "Cc"), include_characters="\n\t"), min_size=1, max_size=30
-).filter(lambda t: t.strip() and "<|" not in t)
+letters = st.characters(max_codepoint=0x9FFF, exclude_categories=("Cs", "Cc", "Co", "Cn"), include_characters="\n\t🙂")
+words = st.text(letters, min_size=1, max_size=30).filter(lambda t: t.strip() and "<|" not in t)
 
 
 @settings(
