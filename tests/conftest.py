@@ -1,37 +1,44 @@
-"""Fixtures shared by the tests."""
+"""Fixtures shared by the tests. Nothing of the person's own folders is touched.
+
+Real weights (SmolLM2-135M-Instruct) are fetched once, the way the product fetches them, into ``$TUNESMITH_TEST_HOME``
+(default ~/.cache/tunesmith-tests), so that later test runs find them there.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
+TEST_HOME = Path(os.environ.get("TUNESMITH_TEST_HOME", Path.home() / ".cache" / "tunesmith-tests"))
+os.environ["TUNESMITH_HOME"] = str(TEST_HOME)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from model_fixtures import make_model  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """More threads than cores stall torch and llama.cpp on a busy machine."""
+    import torch
+
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run folders of a test lie in its own temporary folder; no server of this machine is asked."""
+    monkeypatch.setenv("TUNESMITH_RUNS", str(tmp_path / "runs"))
+
 
 @pytest.fixture(scope="session")
-def smol(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as a safetensors folder (a copy with hard links, so that a test can never change the original)."""
-    source = Path(os.environ.get("TUNESMITH_TEST_SMOL", "/work/scratch/smol"))
-    if not source.exists():
-        pytest.skip("no SmolLM2 weights here; name their folder in TUNESMITH_TEST_SMOL")
-    folder = tmp_path_factory.mktemp("smol")
-    for path in source.iterdir():
-        if path.suffix == ".safetensors":
-            (folder / path.name).symlink_to(path.resolve())
-        else:
-            shutil.copyfile(path, folder / path.name)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    if (
-        tokenizer["pre_tokenizer"]["type"] == "ByteLevel"
-    ):  # the original splits digits first; the GGUF it came from cannot say so
-        tokenizer["pre_tokenizer"] = {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, tokenizer["pre_tokenizer"]],
-        }
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    return folder
+def smol() -> Path:
+    """SmolLM2-135M-Instruct as a safetensors folder, resolved, fetched and dequantized by the product itself."""
+    from tunesmith.models.local import localize
+
+    return localize("demo").folder
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +49,7 @@ def smol_f16(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return gguf.export(smol, tmp_path_factory.mktemp("gguf") / "smol-f16.gguf", gguf.Config(type="f16")).out
 
 
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    """More threads than cores stall torch and llama.cpp on a busy machine."""
-    import torch
-
-    torch.set_num_threads(2)
+@pytest.fixture(scope="session")
+def tiny(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random llama with SmolLM2's tokenizer: quick enough to train many times."""
+    return make_model(smol, tmp_path_factory.mktemp("tiny") / "tiny-llama", "llama")

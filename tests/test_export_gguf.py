@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from export_fixtures import FAMILIES, edit_json, make_model
+from model_fixtures import FAMILIES, edit_json, make_model
 from tunesmith.chat.llamacpp import LlamaCppEngine
 from tunesmith.config.errors import ExportError
 from tunesmith.evaluate.parity import Parity, compare_distributions

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from export_fixtures import FAMILIES, TOKENIZER, edit_json, make_adapter, make_model, peft_merge
+from model_fixtures import FAMILIES, TOKENIZER, edit_json, make_adapter, make_model, peft_merge
 from tunesmith.config.errors import ExportError
 from tunesmith.export import lora
 from tunesmith.export.targets import hf

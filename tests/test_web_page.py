@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from export_fixtures import make_model
+from model_fixtures import make_model
 from tunesmith.runs.folder import RunFolder, list_runs
+from tunesmith.runs.process import stop
 from tunesmith.web.commands import COMMAND
 from web_server import Server
 
@@ -73,6 +74,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts pages over one home; at the end they and the runs that still go on are ended, also after a failure."""
+    servers: list[Server] = []
+
+    def start(port: int = 0, **options: Any) -> Server:
+        servers.append(Server(tmp_path / "home", port, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+    for run in list_runs(tmp_path / "home" / "runs"):
+        if run.status().active:
+            stop(run, patience=5)
+
+
 def wait_until(holds: Callable[[], bool], seconds: float = 15) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -96,8 +114,8 @@ def only_run(server: Server) -> RunFolder:
     return run
 
 
-def test_from_an_empty_list_to_a_run_that_outlives_the_page(tab: Tab, tmp_path: Path) -> None:
-    server = Server(tmp_path)
+def test_from_an_empty_list_to_a_run_that_outlives_the_page(tab: Tab, start: Callable[..., Server]) -> None:
+    server = start()
     page = tab.page
     page.goto(server.address)
     page.get_by_role("heading", name="No runs yet").wait_for()
@@ -126,7 +144,7 @@ def test_from_an_empty_list_to_a_run_that_outlives_the_page(tab: Tab, tmp_path: 
     wait_until(lambda: run.status().step > step + 3)
     assert run.status().state == "running", "the run goes on without the page"
 
-    with Server(server.home, server.port) as again:
+    with start(server.port) as again:
         page.reload()
         page.get_by_role("status").get_by_text("running").wait_for()
         seen = points(page)
@@ -220,9 +238,12 @@ def test_chinese_and_english(browser: Any, server: Server) -> None:
     tab.context.close()
 
 
-def test_a_real_training_started_here_goes_on_without_the_page(tab: Tab, tmp_path: Path, smol: Path) -> None:
+@pytest.mark.slow
+def test_a_real_training_started_here_goes_on_without_the_page(
+    tab: Tab, start: Callable[..., Server], tmp_path: Path, smol: Path
+) -> None:
     tiny = make_model(smol, tmp_path / "tiny", "llama")
-    server = Server(tmp_path / "home", command=COMMAND)
+    server = start(command=COMMAND)
     page = tab.page
     page.goto(f"{server.address}new")
     tab.field("model.ref").fill(str(tiny))
@@ -240,7 +261,7 @@ def test_a_real_training_started_here_goes_on_without_the_page(tab: Tab, tmp_pat
     server.kill()
     step = run.status().step
     wait_until(lambda: run.status().step > step, 60)
-    with Server(server.home, server.port, command=COMMAND):
+    with start(server.port, command=COMMAND):
         page.reload()
         page.get_by_role("status").get_by_text("running").wait_for()
         wait_until(lambda: points(page) > step, 60)

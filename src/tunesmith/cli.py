@@ -153,11 +153,10 @@ def chat(
     max_tokens: MaxTokens = 512,
 ) -> None:
     """Talk to a model in the terminal."""
-    from tunesmith.chat.base import Sampling
     from tunesmith.verbs.chat import chat as verb
 
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    verb(model, _progress(), prompt=prompt, system=system, sampling=sampling)
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    verb(model, _progress(), prompt=prompt, system=system, **sampling)
 
 
 @app.command()
@@ -332,10 +331,9 @@ def data_check(
     max_length: Annotated[int, typer.Option(min=16, help="Longest conversation in tokens.")] = 2048,
 ) -> None:
     """Read every row and say what is in it and what is wrong; exit code 2 when training would stop at it."""
-    from tunesmith.data.config import DataConfig
     from tunesmith.verbs.data import check
 
-    report = check(name, _progress(), model=model, config=DataConfig(train=(name,), max_length=max_length))
+    report = check(name, _progress(), model=model, max_length=max_length)
     for line in report.lines:
         typer.echo(line)
     for finding in report.findings:

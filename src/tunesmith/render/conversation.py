@@ -7,6 +7,7 @@ that text; there is no second copy of any template. Training, chat, parity check
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.date = date or datetime.date.today()
+        self.template = pinned_template(str(getattr(tokenizer, "chat_template", None) or ""), self.date)
         if not getattr(tokenizer, "chat_template", None):
             raise RenderError(
                 f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'this model')} has no chat template (a base model?)",
@@ -53,20 +55,16 @@ class Renderer:
         try:
             rendered = self.tokenizer.apply_chat_template(
                 list(messages),
+                chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=generation,
                 tools=list(tools) or None,
-                **self._pinned(),
             )
         except Exception as error:  # Jinja raises whatever a template's raise_exception or a filter raises
             raise RenderError(
                 f"the chat template refuses this conversation: {type(error).__name__}: {error}"
             ) from error
         return str(rendered)
-
-    def _pinned(self) -> dict[str, Any]:
-        moment = datetime.datetime.combine(self.date, datetime.time())
-        return {"strftime_now": lambda format_: moment.strftime(format_)}
 
     def encode_text(self, text: str) -> tuple[list[int], list[Span]]:
         """Ids and character offsets of rendered text. Special tokens are in the text already; none is added."""
@@ -120,9 +118,21 @@ class Renderer:
 
     def _template_ids(self, messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[int]:
         result = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, tools=list(tools) or None, **self._pinned()
+            messages, chat_template=self.template, tokenize=True, return_dict=True, tools=list(tools) or None
         )
         return list(result["input_ids"])
+
+
+def pinned_template(template: str, date: datetime.date) -> str:
+    """The template with every ``strftime_now("…")`` replaced by the text of ``date``: it then renders the same tomorrow.
+
+    (transformers hands templates only plain values, so the function itself cannot be replaced.)
+    """
+
+    def text(call: re.Match[str]) -> str:
+        return repr(datetime.datetime.combine(date, datetime.time()).strftime(call.group("format")))
+
+    return re.sub(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""", text, template)
 
 
 def _without_first_exchange(chat: Chat) -> Chat | None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ConfigDict
+
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.stages.base import Loss
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 class Config(BaseConfig):
     """Supervised fine-tuning on conversations."""
+
+    model_config = ConfigDict(json_schema_extra={"zh": "监督微调：在对话上学习助手的回答。"})
 
     kind: Literal["sft"] = "sft"
     """Supervised fine-tuning."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tunesmith.chat.base import Sampling
+from tunesmith.config.load import validate
 from tunesmith.config.progress import Progress
 from tunesmith.verbs.targets import open_engine
 
 
-def chat(text: str, progress: Progress, *, prompt: str | None, system: str | None, sampling: Sampling) -> None:
-    """One answer to ``prompt``, or a conversation until ``/exit`` (or the end of the input)."""
+def chat(
+    text: str, progress: Progress, *, prompt: str | None = None, system: str | None = None, **sampling_settings: Any
+) -> None:
+    """One answer to ``prompt``, or a conversation until ``/exit`` (or the end of the input).
+
+    ``sampling_settings`` are those of ``chat.base.Sampling``.
+    """
+    sampling = validate(Sampling, sampling_settings)
     engine = open_engine(text, progress)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     start = len(messages)

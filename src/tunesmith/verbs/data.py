@@ -33,9 +33,9 @@ class DataReport:
     findings: tuple[Finding, ...]
 
 
-def check(name: str, progress: Progress, *, model: str | None, config: DataConfig | None = None) -> DataReport:
+def check(name: str, progress: Progress, *, model: str | None = None, max_length: int = 2048) -> DataReport:
     """Read every row of the set; with a model, render and count tokens as training would."""
-    config = config or DataConfig(train=(name,))
+    config = DataConfig(train=(name,), max_length=max_length)
     loaded = load_set(name, config)
     total = len(loaded.examples) + len(loaded.bad)
     lines = [f"{loaded.dataset.path}: {total} rows, {loaded.format} ({loaded.reason})"]

@@ -77,7 +77,7 @@ def register(command: Sequence[str]) -> None:
                     tag("p", t("run.missing_body", id=id[:80]))
                     tag("a", t("run.back"), "cta", href="/")
             return
-        with frame(folder.id) as t:
+        with frame(title=folder.id) as t:
             page = _RunView(folder, command, t)
         await page.refresh()
         ui.timer(1.0, page.refresh)

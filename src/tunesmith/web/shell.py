@@ -46,14 +46,16 @@ def set_cookie(name: str, value: str) -> str:
 
 
 @contextmanager
-def frame(title: str, here: str = "") -> Iterator[Texts]:
-    """A page with header; the texts of the browser's language come out. ``here`` marks the current entry."""
+def frame(title_key: str = "", *, title: str = "", here: str = "") -> Iterator[Texts]:
+    """A page with header; the texts of the browser's language come out. ``here`` marks the current entry.
+
+    The title is a text of the page (``title_key``) or a name as it is (``title``).
+    """
     request = ui.context.client.request
     t = Texts(choose(request.cookies.get(COOKIE), request.headers.get("accept-language")))
     theme = request.cookies.get(THEME_COOKIE, "auto")
     theme = theme if theme in THEMES else "auto"
-    words = t(title) if title in _page_titles() else title
-    ui.page_title(f"{words} · Tunesmith")
+    ui.page_title(f"{title or t(title_key)} · Tunesmith")
     ui.colors(primary="#0f766e", negative="#b42318", positive="#15803d", warning="#b45309", info="#1d4ed8")
     ui.add_head_html(
         '<link rel="stylesheet" href="/static/page.css">'
@@ -79,10 +81,6 @@ def frame(title: str, here: str = "") -> Iterator[Texts]:
             _theme_switch(t, theme, dark)
     with ui.element("main").classes("page").props("id=content tabindex=-1"):
         yield t
-
-
-def _page_titles() -> tuple[str, ...]:
-    return ("list.title", "form.title", "run.missing_title")
 
 
 def _language_switch(t: Texts) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import field_validator
+from pydantic import ConfigDict, field_validator
 
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class Config(BaseConfig):
     """LoRA adapters in peft's format."""
+
+    model_config = ConfigDict(json_schema_extra={"zh": "LoRA 适配器（peft 格式）：只训练低秩增量，原权重不变。"})
 
     kind: Literal["lora"] = "lora"
     """LoRA."""

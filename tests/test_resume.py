@@ -1,0 +1,148 @@
+"""kill -9 at any moment, resume, and the weights are bit for bit those of an uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tunesmith.config.errors import TrainingError, UserError
+from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs.run_config import load_config
+from tunesmith.verbs.train import create
+
+HERE = Path(__file__).parent
+KILLS = ["step:1", "step:5", "metrics:4", "write:3", "rename:3", "write:6", "rename:6", "step:8"]
+SETTINGS = [
+    "data=lantern_bay", "data.limit=18", "data.eval_share=0.1", "data.max_length=256", "method.rank=4", "method.dropout=0.1",
+    "train.epochs=2", "train.batch=4", "train.lr=5e-3", "train.save_every=3", "train.keep=2", "data.date=2026-01-01",
+]  # fmt: skip
+
+
+def new_run(tiny: Path, precision: str) -> RunFolder:
+    return create(load_config(None, [f"model={tiny}", *SETTINGS, f"precision={precision}", "output.name=kill"]))
+
+
+def work(run: RunFolder, kill_at: str = "never") -> int:
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
+    command = [sys.executable, str(HERE / "train_process.py"), str(run.path), kill_at]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    root = tmp_path_factory.mktemp("whole")
+    made = {}
+    for precision in ("fp32", "bf16"):
+        config = load_config(None, [f"model={tiny}", *SETTINGS, f"precision={precision}", "output.name=whole"])
+        from tunesmith.config.load import dump
+
+        made[precision] = RunFolder.create(dump(config), f"whole-{precision}", root)
+        assert work(made[precision]) == 0
+    return made
+
+
+def assert_same(found: RunFolder, expected: RunFolder) -> None:
+    assert found.status().state == "finished"
+    assert found.checkpoint_steps() == expected.checkpoint_steps()
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        mine, theirs = load_file(found.checkpoint() / name), load_file(expected.checkpoint() / name)
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            assert torch.equal(mine[key], theirs[key]), f"{name}: {key} differs"
+    trainer = [json.loads((r.checkpoint() / "trainer.json").read_text()) for r in (found, expected)]
+    assert trainer[0] == trainer[1]
+    figures = [
+        [(r["kind"], r["step"], r.get("loss", r.get("eval_loss"))) for r in run.metrics()] for run in (found, expected)
+    ]
+    assert figures[0] == figures[1], "a step is missing, doubled or different in the metrics"
+    assert not list(found.checkpoints.glob(".*")), "something half-written was left behind"
+
+
+@pytest.mark.parametrize("kill_at", KILLS)
+def test_killed_and_resumed(tiny: Path, uninterrupted: dict[str, RunFolder], kill_at: str) -> None:
+    run = new_run(tiny, "fp32")
+    assert work(run, kill_at) == -signal.SIGKILL
+    assert run.status().state == "interrupted"
+    assert work(run) == 0
+    assert_same(run, uninterrupted["fp32"])
+
+
+def test_killed_three_times_in_bf16(tiny: Path, uninterrupted: dict[str, RunFolder]) -> None:
+    run = new_run(tiny, "bf16")
+    for kill_at in ("step:4", "write:6", "step:8"):
+        assert work(run, kill_at) == -signal.SIGKILL
+    assert work(run) == 0
+    assert_same(run, uninterrupted["bf16"])
+
+
+def test_sigterm_saves_and_stops(tiny: Path, uninterrupted: dict[str, RunFolder]) -> None:
+    run = new_run(tiny, "fp32")
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
+    command = [sys.executable, str(HERE / "train_process.py"), str(run.path), "never"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(r["kind"] == "step" for r in run.metrics()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    status = run.status()
+    assert status.state in ("stopped", "finished")  # finished: the last step was done before the signal came
+    assert run.checkpoint_steps()[-1] == status.step
+    if status.state == "stopped":
+        assert work(run) == 0
+    assert_same_weights(run, uninterrupted["fp32"])
+
+
+def assert_same_weights(found: RunFolder, expected: RunFolder) -> None:
+    mine, theirs = (load_file(r.checkpoint() / "adapter_model.safetensors") for r in (found, expected))
+    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+
+
+def test_a_full_disk_loses_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing the second checkpoint fails as a full disk does: the first stays, the message says so, resuming works."""
+    from tunesmith.config.progress import SILENT
+    from tunesmith.train import checkpoint
+    from tunesmith.verbs.train import execute
+
+    run = new_run(tiny, "fp32")
+    real = checkpoint.save_file
+
+    def full(tensors, place):  # type: ignore[no-untyped-def]
+        if "step-6." in str(place):
+            raise OSError(28, "No space left on device")
+        real(tensors, place)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(
+        TrainingError, match=r"checkpoint of step 6 could not be written[\s\S]*No space left[\s\S]*are whole"
+    ):
+        execute(run, SILENT)
+    assert run.checkpoint_steps() == [3] and run.status().state == "failed" and "No space left" in run.status().error
+    monkeypatch.undo()
+    monkeypatch.setenv("TUNESMITH_RUNS", str(run.path.parent))
+    execute(run, SILENT)
+    assert run.status().state == "finished"
+
+
+def test_two_processes_never_work_on_one_run(tiny: Path) -> None:
+    run = new_run(tiny, "fp32")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        from tunesmith.runs.folder import process_start
+
+        run.update_status(state="running", pid=other.pid, pid_started=process_start(other.pid))
+        with pytest.raises(UserError, match=f"process {other.pid}"):
+            run.claim("training")
+        other.kill()
+        other.wait()
+    assert run.status().state == "interrupted"
+    run.claim("training")
