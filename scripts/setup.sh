@@ -126,12 +126,12 @@ QUIET=
 KEY=$({ cat pyproject.toml scripts/setup.sh && pwd; } | cksum | cut -d ' ' -f 1)
 DONE=.venv/.tunesmith-$WANTED-$KEY
 
+if [ -e "$DONE" ] && .venv/bin/python -c '' 2>/dev/null; then exit 0; fi
 if [ "$WANTED" = dev ]; then
     optional has_chromium chromium "the tests that drive a browser will be skipped"
     optional has_chinese_font fonts-noto-cjk "Chinese will be boxes in pictures of the page"
     optional has_go golang-go "the test that compares with Go's own templates will be skipped"
 fi
-if [ -e "$DONE" ] && .venv/bin/python -c '' 2>/dev/null; then exit 0; fi
 make_venv
 install_torch
 if [ "$WANTED" = dev ]; then
