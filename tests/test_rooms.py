@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_imports_only_what_its_room_may(path: Path) -> None:
             assert name in {f"tunesmith.{target}"} or any(name == m or name.startswith(m + ".") for m in only), (
                 f"{path}: {room!r} may import only {sorted(only)} of {target!r}, not {name}"
             )
+
+
+def test_table_is_documented() -> None:
+    """The table of docs/architecture.md names the same rooms with the same imports, and they all exist."""
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## The rooms")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", table, re.MULTILINE)
+    assert len(rows) == len(dict(rows))
+    documented = {room: {name.strip() for name in cell.split(",")} - {"–"} for room, cell in rows}
+    assert documented == ALLOWED
+    assert documented.keys() == {room_of(path) for path in modules()}
 
 
 def test_no_circles() -> None:
