@@ -7,15 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
-
 from tunesmith.runs.folder import RunFolder
 
 
 def main(run_path: str, kill_at: str) -> None:
     """``kill_at``: ``step:N`` after the optimizer step N, ``write:N`` amid writing checkpoint N, ``rename:N`` right before
     its rename, ``metrics:N`` amid the metrics line of step N, or ``never``."""
-    torch.set_num_threads(1)
     kind, _, number = kill_at.partition(":")
     die = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
     from tunesmith.config.progress import SILENT

@@ -86,7 +86,7 @@ def train(
     position = Position()
     if resume is not None:
         position = checkpoint.load(resume[0], masters, optimizer, resume[1])
-    run.truncate_metrics(position.step)
+    run.truncate_metrics(position.step if resume is not None else -1)
     checkpoint.remove_partials(run.checkpoints)
     run.update_status(what="training", step=position.step, total_steps=total)
     lengths = [item.length for item in setup.train]

@@ -51,7 +51,7 @@ def run_comparison(
             )
     asked = [*prompts, *(_read_prompts(prompts_file) if prompts_file is not None else [])]
     questions = [Question(({"role": "user", "content": text},)) for text in asked]
-    questions += [Question(tuple(row.prompt()), row.answer()) for row in rows[: max(0, limit - len(asked))]]
+    questions += [Question(tuple(row.prompt()), row.answer()) for row in _spread(rows, max(0, limit - len(asked)))]
     held_out = _rendered(models, rows, progress)
     called = list(names) or list(models)
     openers = [(name, lambda m=model, n=name: open_engine(m, progress, name=n)) for model, name in zip(models, called)]
@@ -62,6 +62,11 @@ def run_comparison(
         write_json(folder / "comparison.json", result.as_dict())
         write_atomic(folder / "comparison.md", result.markdown())
     return result, folder
+
+
+def _spread(rows: Sequence[Chat], most: int) -> list[Chat]:
+    """At most ``most`` rows, evenly from the whole set: sets are often sorted by topic or language."""
+    return list(rows) if len(rows) <= most else [rows[i * len(rows) // most] for i in range(most)]
 
 
 def _first_run(models: Sequence[str]) -> RunFolder | None:

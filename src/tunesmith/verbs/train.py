@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import random
 import sys
 import time
 import traceback
@@ -83,6 +84,7 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     stage = load_plugin(STAGES, config.stage.kind).build(config.stage, renderer)
     rows = encode(config, stage, progress)
     progress.start(f"opening {config.model.ref} from {local.source}")
+    random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
     model = open_model(
         local.folder, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa",
