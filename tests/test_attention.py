@@ -63,3 +63,23 @@ def test_no_conversation_sees_another() -> None:
 def test_groups_waste_little() -> None:
     groups = length_groups([0, 10, 19, 119, 120])
     assert groups == [([2], 100), ([0, 1], 10), ([3], 1)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_flash_on_cuda_equals_the_definition(window: int | None) -> None:
+    torch.manual_seed(0)
+    lengths = (37, 1, 130, 12)
+    total = sum(lengths)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).cuda()
+    made = [torch.randn(1, heads, total, 64, device="cuda", dtype=torch.bfloat16) for heads in (8, 2, 2)]
+    weights = torch.randn(1, 8, total, 64, device="cuda")
+    results = []
+    for function, dtype in ((reference, torch.float32), (packed_attention, torch.bfloat16)):
+        q, k, v = (x.to(dtype).requires_grad_() for x in made)
+        out = function(q, k, v, bounds, 0.125, window=window)
+        results.append((out, *torch.autograd.grad((out.float() * weights).sum(), (q, k, v))))
+    for expected, found in zip(*results):
+        assert expected.shape == found.shape
+        error = (found.float() - expected).norm() / expected.norm()
+        assert error < 0.01, float(error)
