@@ -50,7 +50,7 @@ def test_configs_are_frozen() -> None:
         ("model: demo\ndata: x\nmethod:\n  kind: lora\n  rnk: 3\n", ["my.yaml:5", "'method.rnk'", "did you mean 'rank'"]),
         ("model: demo\ndata: x\ntrian:\n  lr: 1\n", ["my.yaml:3", "'trian'", "did you mean 'train'"]),
         ("model: demo\ndata: x\ntrain:\n  lr: abc\n", ["my.yaml:4", "'train.lr'", "number", "'abc'"]),
-        ("model: demo\ndata: x\ntrain:\n  lr: -1\n", ["'train.lr'", "greater than 0"]),
+        ("model: demo\ndata: x\ntrain:\n  lr: -1\n", ["'train.lr'", "more than 0"]),
         ("model: demo\ndata: x\nstage: sftt\n", ["'stage'", "'sftt'", "did you mean 'sft'"]),
         ("model: demo\ndata: x\nprecision: bf17\n", ["'precision'", "'bf17'", "did you mean 'bf16'"]),
         ("model: demo\ndata: x\nmodel: y\n", ["my.yaml:3", "'model'", "twice", "line 1"]),
@@ -59,7 +59,7 @@ def test_configs_are_frozen() -> None:
         ("model: [demo\ndata: x\n", ["my.yaml:2", "not valid YAML"]),
         ("- model\n- data\n", ["expected keys", "a list"]),
         ("model: demo\ndata: x\ntrain: {lr: .nan}\n", ["'train.lr'", "finite"]),
-        ("model: demo\ndata: x\nmethod: {kind: lora, rank: 2.5}\n", ["'method.rank'", "integer", "2.5"]),
+        ("model: demo\ndata: x\nmethod: {kind: lora, rank: 2.5}\n", ["'method.rank'", "whole number", "2.5"]),
         ("model: !!python/object/apply:os.system [ls]\ndata: x\n", ["not valid YAML"]),
     ],
 )  # fmt: skip

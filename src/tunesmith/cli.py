@@ -30,8 +30,6 @@ app = typer.Typer(
 )
 runs_app = typer.Typer(help="List, show, stop, resume or delete runs.", no_args_is_help=True)
 data_app = typer.Typer(help="Look at data before training.", no_args_is_help=True)
-app.add_typer(runs_app, name="runs")
-app.add_typer(data_app, name="data")
 
 RunOrModel = Annotated[
     str,
@@ -85,8 +83,16 @@ def train(
     if config is not None and "=" in config and not Path(config).exists():
         settings.insert(0, config)
         config = None
+    elif config is not None and Path(config).suffix not in (".yaml", ".yml"):
+        example = f"data={config}" if Path(config).suffix in (".json", ".jsonl") else f"model={config}"
+        raise UserError(
+            f"{config!r} is not a YAML config", hint=f"settings are written key=value, for example {example}"
+        )
     loaded = load_config(Path(config) if config is not None else None, settings)
     if check:
+        from tunesmith.verbs.train import check_parts
+
+        check_parts(loaded)
         typer.echo(dump(loaded), nl=False)
         return
     from tunesmith.verbs.train import create, execute
@@ -116,6 +122,10 @@ def _report_run(run: RunFolder) -> None:
             f"next: tunesmith chat {run.id}   or   tunesmith compare {run.id}@base {run.id}   or   tunesmith deploy {run.id} --name my-model",
             file=sys.stderr,
         )
+
+
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
 
 
 @app.command()
@@ -148,8 +158,10 @@ def chat(
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this one thing and leave.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
-    seed: Annotated[int, typer.Option()] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Choose among the tokens that together have this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice when the temperature is above 0.")] = 0,
     max_tokens: MaxTokens = 512,
 ) -> None:
     """Talk to a model in the terminal."""
@@ -372,11 +384,11 @@ def web(
     host: Annotated[
         str, typer.Option(help="Address to listen on; another than this machine needs the printed token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     token: Annotated[str | None, typer.Option(help="Token for other addresses; made up when not given.")] = None,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = False,
 ) -> None:
-    """The page: start runs and watch them, at http://127.0.0.1:7860."""
+    """The page in the browser: start runs and watch them."""
     from tunesmith.web.app import serve
 
     serve(host=host, port=port, open_browser=open_browser, token=token)

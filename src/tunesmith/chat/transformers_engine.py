@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def _whole(pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces without the half character that an answer cut off by its token limit may end with."""
+    held = ""
+    for piece in pieces:
+        text = held + piece
+        kept = text.rstrip("\ufffd")
+        held = text[len(kept) :]
+        if kept:
+            yield kept
+
+
 class TransformersEngine:
     """``model``: a causal LM (peft included) on its device. ``renderer`` is the one training used."""
 
@@ -55,7 +66,7 @@ class TransformersEngine:
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
-        yield from (piece for piece in streamer if piece)
+        yield from _whole(streamer)
         worker.join()
         if failure:
             raise failure[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,14 +21,19 @@ class Config(BaseModel):
     )
 
 
-def setting(default: Any = ..., *, zh: str, basic: bool = False, **constraints: Any) -> Any:
+def setting(
+    default: Any = ..., *, zh: str, basic: bool = False, choices: Sequence[str] = (), **constraints: Any
+) -> Any:
     """A documented setting: ``zh`` is its help in Chinese, ``basic`` puts it on the first screen of the page's form.
 
+    ``choices`` are shown where they cannot be part of the type (names found at run time); a validator must check them.
     ``constraints`` are pydantic's (``ge``, ``le``, ``min_length`` …). The English help is the docstring under the field.
     """
     extra: dict[str, Any] = {"zh": zh}
     if basic:
         extra["basic"] = True
+    if choices:
+        extra["enum"] = list(choices)
     if callable(default) and not isinstance(default, type(...)):
         return Field(default_factory=default, json_schema_extra=extra, **constraints)
     return Field(default, json_schema_extra=extra, **constraints)

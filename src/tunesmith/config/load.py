@@ -174,12 +174,35 @@ def explain(cls: type[BaseModel], error: ValidationError, source: Source | None 
             choices = [c.strip().strip("'") for c in str(context.get("expected", "")).replace(" or ", ", ").split(",")]
             hints.append(suggestion(str(detail["input"]), choices))
         else:
-            message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("a ")
-            asked = "expected " if "Input should be" in detail["msg"] else ""
-            parts.append(f"{place}{key!r}: {asked}{message}, got {_short(detail['input'])}")
-            if "number" in message and isinstance(detail["input"], str):
+            plain = _PLAIN.get(kind)
+            words = plain.format(**context) if plain else detail["msg"].removeprefix("Value error, ")
+            parts.append(f"{place}{key!r}: {words}, got {_short(detail['input'])}")
+            if "number" in words and isinstance(detail["input"], str):
                 hints.append("numbers are written without quotes or units, for example 1e-4")
     return ConfigError("\n".join(parts), hint="; ".join(dict.fromkeys(h for h in hints if h)) or None)
+
+
+_PLAIN = {
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number (an integer)",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "string_type": "expected text",
+    "greater_than": "expected more than {gt:g}",
+    "greater_than_equal": "expected at least {ge:g}",
+    "less_than": "expected less than {lt:g}",
+    "less_than_equal": "expected at most {le:g}",
+    "string_too_short": "expected at least {min_length} characters",
+    "string_too_long": "expected at most {max_length} characters",
+    "too_short": "expected at least {min_length} entries",
+    "string_pattern_mismatch": "expected text of the form {pattern}",
+    "model_type": "expected keys below it",
+}
+"""pydantic's kinds of error in our words."""
 
 
 def _locate(

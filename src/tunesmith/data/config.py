@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import field_validator
 
 from tunesmith.config.base import Config, setting
+from tunesmith.config.plugins import names, suggestion
+
+
+FORMATS = ("auto", *names("tunesmith.data.formats"))
 
 
 class DataConfig(Config):
@@ -23,9 +27,11 @@ class DataConfig(Config):
     """Evaluation sets; when empty, eval_share of the training rows is held out."""
     eval_share: float = setting(0.05, zh="划作评估、不参与训练的比例（0 表示不评估）。", ge=0, lt=1)
     """Share of the training rows held out for evaluation (0 = none)."""
-    format: Literal["auto", "alpaca", "sharegpt"] = setting("auto", zh="行的格式；auto 表示看第一行自动判断。")
+    format: str = setting("auto", choices=FORMATS, zh="行的格式；auto 表示看第一行自动判断。")
     """Format of the rows; auto looks at the keys of the rows."""
-    registry: str | None = setting(None, zh="dataset_info.json 的路径；默认依次找数据旁、当前目录与内置。")
+    registry: str | None = setting(
+        None, zh="dataset_info.json 的路径；默认依次找 ./dataset_info.json、./data/dataset_info.json 与内置。"
+    )
     """Path of a dataset_info.json; by default ./dataset_info.json, ./data/dataset_info.json, then the bundled one."""
     limit: int | None = setting(None, zh="每个数据集最多取多少行。", ge=1)
     """Take at most this many rows of each set."""
@@ -37,6 +43,13 @@ class DataConfig(Config):
     """Date (YYYY-MM-DD) given to chat templates that print one; the day the run is made unless set, kept with the run."""
     skip_bad: bool = setting(False, zh="跳过读不懂的行（会计数并写入日志）；默认遇到即报错。")
     """Leave out rows that cannot be read (counted and named in the log) instead of stopping."""
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        if value not in FORMATS:
+            raise ValueError(f"no such format; {suggestion(value, FORMATS)}")
+        return value
 
     @field_validator("train", "eval", mode="before")
     @classmethod

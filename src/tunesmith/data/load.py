@@ -99,7 +99,7 @@ def load(config: DataConfig, seed: int) -> Split:
     if not config.eval and config.eval_share > 0:
         order = list(range(len(train)))
         random.Random(seed).shuffle(order)
-        count = round(len(train) * config.eval_share)
+        count = min(max(1, round(len(train) * config.eval_share)), len(train) - 1)  # one at least, to judge by
         chosen = set(order[:count])
         held_out = [e for i, e in enumerate(train) if i in chosen]
         train = [e for i, e in enumerate(train) if i not in chosen]

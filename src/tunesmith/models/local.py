@@ -25,5 +25,5 @@ def localize(reference: str, progress: Progress = SILENT) -> LocalModel:
         from tunesmith.models.gguf_import import safetensors_of
 
         folder = safetensors_of(found.path / found.gguf_file, progress, tuple(found.license_files))
-        return LocalModel(folder, f"{found.source}, dequantized", str(folder))
+        return LocalModel(folder, found.source, str(folder))
     return LocalModel(found.path, found.source, str(found.path))

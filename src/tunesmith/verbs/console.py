@@ -36,10 +36,11 @@ class Lines:
         if now - self.spoke < self.interval or not self.done:
             return
         self.spoke = now
+        done = amount_text(self.done, self.unit if self.unit == "B" or not self.total else "")
         share = f" of {amount_text(self.total, self.unit)}" if self.total else ""
         known = self.total is not None and 0.02 * self.total <= self.done < self.total  # earlier it would be a guess
         eta = f", {duration((now - self.began) * ((self.total or 0) / self.done - 1))} left" if known else ""
-        self.say(f"  {amount_text(self.done, self.unit)}{share}{eta}{'  ' + note if note else ''}")
+        self.say(f"  {done}{share}{eta}{'  ' + note if note else ''}")
 
     def finish(self, note: str = "") -> None:
         self.say(f"  done in {duration(time.monotonic() - self.began)}{': ' + note if note else ''}")

@@ -54,8 +54,9 @@ def check(name: str, progress: Progress, *, model: str | None = None, max_length
         lines += extra
         findings += more
     loop = TrainConfig()
-    held = round(len(loaded.examples) * config.eval_share)
-    rows = len(loaded.examples) - held
+    rows = len(loaded.examples)
+    held = min(max(1, round(rows * config.eval_share)), max(rows - 1, 0))
+    rows -= held
     if rows:
         steps = total_steps(rows, loop.batch, loop.epochs, None)
         few = ": probably too few to see a change" if steps < 30 else ""

@@ -107,7 +107,7 @@ def gguf(target: Target, progress: Progress, *, type_: str, out: Path | None = N
         report = Report(out, out.stat().st_size)
     else:
         report = plugin.export(merged, out, config, progress)
-    content, reason = modelfile_for(target, merged, out.name)
+    content, reason = modelfile_for(target, merged, out)
     place = out.parent / "Modelfile"
     if place.exists() and not reuse and f"FROM ./{out.name}" not in place.read_text(encoding="utf-8"):
         place = out.with_suffix(".Modelfile")
@@ -115,14 +115,15 @@ def gguf(target: Target, progress: Progress, *, type_: str, out: Path | None = N
     return GgufExport(type_, out, place, merged, content, reason, report)
 
 
-def modelfile_for(target: Target, merged: Path, gguf_name: str) -> tuple[Modelfile, str]:
+def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelfile, str]:
     """The Modelfile of a merged model: template found by comparison, stops, context length, sampling, licence."""
+    from tunesmith.export.gguf_file import read_gguf
     from tunesmith.export.go_template import choose
     from tunesmith.render.stop import end_of_turn_token
 
     renderer = replace_folder(target, merged)
     tokenizer = renderer.tokenizer
-    adds_bos = bool(getattr(tokenizer, "add_bos_token", False))
+    adds_bos = bool(read_gguf(gguf_file).metadata.get("tokenizer.ggml.add_bos_token", False))
     choice = choose(
         lambda messages, generation: renderer.text(messages, generation=generation),
         (tokenizer.bos_token or "") if adds_bos else "",
@@ -141,7 +142,7 @@ def modelfile_for(target: Target, merged: Path, gguf_name: str) -> tuple[Modelfi
     licences = [p for p in sorted(merged.iterdir()) if p.name.upper().startswith(("LICENSE", "LICENCE"))]
     licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else None
     content = Modelfile(
-        from_=f"./{gguf_name}", template=choice.template.text if choice.template is not None else None,
+        from_=f"./{gguf_file.name}", template=choice.template.text if choice.template is not None else None,
         parameters=parameters, license=licence,
     )  # fmt: skip
     try:
@@ -184,9 +185,12 @@ def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress,
                 other.close()
             bound = PARITY_BOUNDS[one.type]
             if not figures.mean_kl <= bound:
+                doubted = one.file.with_name(one.file.name + ".failed")
+                one.file.replace(doubted)  # nothing takes it for a proved file; it can still be looked at
+                finer = "" if one.type in ("f16", "f32", "bf16") else "; this type may be too coarse here, f16 is finer"
                 raise ExportError(
-                    f"{one.file}: the GGUF does not answer as the merged model does: {in_words(figures)}",
-                    hint=f"the bound for {one.type} is a mean KL of {bound}; do not serve this file",
+                    f"{one.file.name} does not answer as the merged model does: {in_words(figures)}",
+                    hint=f"the bound for {one.type} is a mean KL of {bound}{finer}; the file was kept as {doubted}",
                 )
             progress.finish(in_words(figures))
             found.append(figures)
@@ -196,13 +200,14 @@ def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress,
 
 
 def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
-    """Token sequences to compare on: the run's held-out conversations, else a few of our own."""
+    """Token sequences to compare on: the run's held-out conversations, else its training rows, else ours."""
     from tunesmith.data.example import Chat, Message
     from tunesmith.data.load import load
 
     chats: Sequence[Chat] = ()
     if target.config is not None:
-        chats = load(target.config.data, target.config.train.seed).eval[:rows]
+        split = load(target.config.data, target.config.train.seed)
+        chats = (split.eval or split.train)[:rows]
     if not chats:
         pairs = [
             ("What is the capital of France?", "The capital of France is Paris."),

@@ -64,7 +64,7 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> TrainRun:
             values[short] = {long: values[short]}
     merged = apply_overrides(values, [_long(text) for text in overrides])
     for key in ("model", "data"):
-        if key not in merged:
+        if key not in merged and merged.keys() <= TrainRun.model_fields.keys():
             what = f"{path}: " if path is not None else ""
             raise ConfigError(
                 f"{what}{key!r} is missing", hint="for example: tunesmith train model=demo data=lantern_bay"

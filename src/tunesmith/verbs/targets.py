@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.config.errors import ReferenceNotFoundError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
+from tunesmith.hub.names import check_run_point
 from tunesmith.hub.reference import Reference, parse
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.local import LocalModel, localize
@@ -52,6 +53,8 @@ def reference_of(text: str) -> Reference:
                 raise
         else:
             if text != "demo":
+                if point:
+                    check_run_point(point)
                 return Reference("run", str(run.path) if "/" in word else run.id, point=point or None)
     return parse(text)
 
@@ -63,11 +66,13 @@ def target_of(text: str, progress: Progress) -> Target:
         raise UserError(f"{text} is a server's model; here a run or a model's files are needed")
     if reference.kind != "run":
         if reference.adapter is not None:
+            base, adapter = localize(str(reference.base), progress), reference.adapter
+            if adapter.kind == "run":
+                of_run = target_of(str(adapter), progress)
+                return Target(text, base, of_run.adapter, of_run.run, of_run.config)
             from tunesmith.hub.resolve import resolve_adapter
 
-            return Target(
-                text, localize(str(reference.base), progress), resolve_adapter(reference.adapter, progress).path
-            )
+            return Target(text, base, resolve_adapter(adapter, progress).path)
         return Target(_short(text), localize(text, progress))
     run = find_run(reference.name)
     config = config_of_run(run)

@@ -29,11 +29,22 @@ STAGES, METHODS = "tunesmith.stages", "tunesmith.models.methods"
 
 def create(config: TrainRun) -> RunFolder:
     """A new run folder for ``config``, everything that a later moment could change pinned."""
+    check_parts(config)
     if config.data.date is None:
         data = config.data.model_copy(update={"date": datetime.date.today().isoformat()})
         config = config.model_copy(update={"data": data})
     short = config.model.ref.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     return RunFolder.create(dump(config), config.output.name or f"{config.stage.kind}-{short}")
+
+
+def check_parts(config: TrainRun) -> None:
+    """Everything about a config that can be said without downloading or opening a model. Raises UserError."""
+    from tunesmith.data.registry import find
+    from tunesmith.hub.reference import parse
+
+    parse(config.model.ref)
+    for name in (*config.data.train, *config.data.eval):
+        find(name, config.data.registry)
 
 
 def execute(run: RunFolder, progress: Progress) -> RunFolder:
@@ -83,7 +94,7 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     local, renderer = open_renderer(config.model, config.data, progress)
     stage = load_plugin(STAGES, config.stage.kind).build(config.stage, renderer)
     rows = encode(config, stage, progress)
-    progress.start(f"opening {config.model.ref} from {local.source}")
+    progress.start(f"opening {config.model.ref}")
     random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
     model = open_model(
