@@ -9,7 +9,6 @@ from pydantic import field_validator
 from tunesmith.config.base import Config, setting
 from tunesmith.config.plugins import names, suggestion
 
-
 FORMATS = ("auto", *names("tunesmith.data.formats"))
 
 

@@ -152,7 +152,8 @@ class RunFolder:
     def _alive(status: Status) -> bool:
         if not status.pid:
             return time.time() - status.updated < 30  # being started: the process writes its pid as its first act
-        return status.pid_started > 0 and abs(process_start(status.pid) - status.pid_started) < 2
+        started = process_start(status.pid)
+        return started > 0 and abs(started - status.pid_started) < 2
 
     def write_status(self, status: Status) -> Status:
         """Replace status.json atomically; stamps ``updated``."""

@@ -41,8 +41,11 @@ def check_parts(config: TrainRun) -> None:
     """Everything about a config that can be said without downloading or opening a model. Raises UserError."""
     from tunesmith.data.registry import find
     from tunesmith.hub.reference import parse
+    from tunesmith.hub.resolve import resolve_model
 
-    parse(config.model.ref)
+    reference = parse(config.model.ref)
+    if reference.kind not in ("hf", "ms", "hub", "demo"):
+        resolve_model(reference)
     for name in (*config.data.train, *config.data.eval):
         find(name, config.data.registry)
 

@@ -1,0 +1,147 @@
+"""From data to a model in (a stand-in of) Ollama, through the verbs, with every real part running on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ollama_server
+from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.progress import SILENT
+from tunesmith.export.modelfile import parse
+from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs.run_config import config_of_run, load_config
+from tunesmith.verbs.train import create, execute
+
+SETTINGS = ["data=lantern_bay", "data.limit=24", "data.max_length=256", "train.batch=8", "train.max_steps=6", "train.lr=5e-3", "output.name=whole"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
+    """A finished training run; each test of this module finds it in its own runs folder's place."""
+    root = tmp_path_factory.mktemp("runs")
+    os.environ["TUNESMITH_RUNS"] = str(root)
+    made = create(load_config(None, [f"model={tiny}", *SETTINGS]))
+    execute(made, SILENT)
+    yield made
+
+
+@pytest.fixture(autouse=True)
+def same_runs(run: RunFolder, own_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_RUNS", str(run.path.parent))
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")  # nobody listens there
+
+
+def test_the_run_folder_tells_everything(run: RunFolder) -> None:
+    assert run.status().state == "finished" and run.status().step == 6
+    assert (run.artifacts / "loss.png").stat().st_size > 5000
+    config = config_of_run(run)
+    assert config.precision in ("bf16", "fp32") and config.data.date, "what could change later is pinned"
+    assert "training: loss" in run.log_path.read_text(encoding="utf-8")
+
+
+def test_compare_before_and_after(run: RunFolder) -> None:
+    from tunesmith.verbs.compare import run_comparison
+
+    result, folder = run_comparison(
+        [f"{run.id}@base", run.id], SILENT, limit=1, max_tokens=4, names=["before", "after"]
+    )
+    before, after = result.candidates
+    assert before.loss is not None and after.loss is not None and after.loss < before.loss - 0.1
+    # The loop measured the same rows with packing; here the engine's distributions are used.
+    measured = [r["eval_loss"] for r in run.metrics() if r["kind"] == "eval"]
+    assert (before.loss, after.loss) == pytest.approx((measured[0], measured[-1]), rel=2e-3)
+    assert folder is not None and "held-out loss" in (folder / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_export_twice_refuses_to_overwrite(run: RunFolder, tmp_path: Path) -> None:
+    from tunesmith.verbs.export import export
+
+    place, checks = export(run.id, "hf", SILENT, out=tmp_path / "merged")
+    assert (place / "model.safetensors").exists() and any("merged" in c for c in checks)
+    with pytest.raises(ExportError, match="exists already"):
+        export(run.id, "hf", SILENT, out=tmp_path / "merged")
+    with pytest.raises(UserError, match="no GGUF type 'q4_k_m'"):
+        export(run.id, "gguf", SILENT, type_="q4_k_m")
+
+
+def test_deploy_with_a_server(run: RunFolder, tmp_path: Path) -> None:
+    """The stand-in answers from the uploaded GGUF, through the deployed template, in llama.cpp."""
+    from tunesmith.verbs.deploy import deploy
+
+    with ollama_server.serving(tmp_path, answer=ollama_server.llama_cpp) as server:
+        done = deploy(run.id, "whole-way:tiny", SILENT, type_="f16", url=server.url)
+        assert done.report is not None and done.report.uploaded_bytes == done.made.file.stat().st_size
+        assert {"template", "parameters"} <= {c.split()[0] for c in done.report.checks} or done.report.checks
+        again = deploy(run.id, "whole-way:tiny", SILENT, type_="f16", url=server.url)
+        assert again.report is not None and again.report.uploaded_bytes == 0, "the server had the file"
+    report = json.loads((run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
+    assert report["parity"]["mean_kl"] < 1e-3 and report["server"]["name"] == "whole-way:tiny"
+
+
+def test_deploy_without_a_server(run: RunFolder) -> None:
+    from tunesmith.verbs.deploy import deploy
+
+    done = deploy(run.id, "whole-way", SILENT, type_="f16")
+    assert done.report is None and done.command.startswith("ollama create whole-way -f ")
+    modelfile = parse(done.made.modelfile.read_text(encoding="utf-8"))
+    assert (done.made.modelfile.parent / modelfile.from_).resolve() == done.made.file.resolve()
+    assert modelfile.parameters["stop"] and modelfile.parameters["num_ctx"] == 256, "never longer than the model can"
+    assert modelfile.template is not None and "SmolLM" in modelfile.template and modelfile.license is not None
+
+
+def test_a_gguf_of_other_weights_is_found_out(run: RunFolder, tiny: Path, tmp_path: Path) -> None:
+    """The proof must fail when the file is not the model: the untrained base in the place of the tuned one."""
+    from dataclasses import replace
+
+    from tunesmith.verbs.export import check_parity, gguf
+    from tunesmith.verbs.targets import target_of
+
+    base, tuned = target_of(f"{run.id}@base", SILENT), target_of(run.id, SILENT)
+    swapped = gguf(base, SILENT, type_="f16", out=tmp_path / "base.gguf")
+    real = gguf(tuned, SILENT, type_="f16", reuse=True)
+    with pytest.raises(ExportError, match="does not answer as the merged model does"):
+        check_parity(tuned, [replace(swapped, merged=real.merged)], SILENT)
+    assert not swapped.file.exists() and swapped.file.with_name("base.gguf.failed").exists()
+
+
+def test_chat_from_a_pipe(run: RunFolder) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    command = [sys.executable, "-m", "tunesmith", "chat", run.id, "--max-tokens", "3"]
+    done = subprocess.run(command, input="Hi\n/new\nHello\n/exit\n", capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 2
+
+
+def test_references_to_a_run(run: RunFolder, tiny: Path) -> None:
+    from tunesmith.verbs.targets import target_of
+
+    assert target_of("last", SILENT).adapter == run.checkpoint()
+    assert target_of(f"run:{run.id}@base", SILENT).adapter is None
+    assert target_of(f"{run.id}@step-6", SILENT).adapter == run.checkpoint(6)
+    assert target_of(f"{tiny}+run:{run.id}", SILENT).adapter == run.checkpoint()
+    assert target_of(f"{tiny}+{run.checkpoint()}", SILENT).adapter == run.checkpoint()
+    for wrong in ("last@foo", f"{run.id}@step-5", f"run:{run.id}@step-x"):
+        with pytest.raises(UserError):
+            target_of(wrong, SILENT)
+
+
+def test_a_detached_run_outlives_its_starter(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    monkeypatch.setenv("TUNESMITH_RUNS", str(tmp_path / "detached"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    command = [sys.executable, "-m", "tunesmith", "train", f"model={tiny}", *SETTINGS, "--detach"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    started = RunFolder.open(Path(done.stdout.strip()))
+    while started.status().active:
+        time.sleep(0.2)
+    assert started.status().state == "finished", started.log_tail()
+    assert started.checkpoint_steps()[-1] == 6
