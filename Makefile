@@ -1,11 +1,12 @@
 # `make demo` and `make test` do all the set-up they need, in .venv; see scripts/setup.sh.
 PY = .venv/bin/python
 
-.PHONY: help demo test lint clean setup setup-dev
+.PHONY: help demo test test-slow lint clean setup setup-dev
 
 help:
 	@echo 'make demo    set up, then the whole way once: model, fine-tuning, comparison, GGUF, Ollama'
 	@echo 'make test    set up, then all checks: ruff, mypy, pytest (PYTEST_ARGS="tests/test_rooms.py -v")'
+	@echo 'make test-slow  the tests that take minutes: the wheel in a new environment, a real training on the page'
 	@echo 'make lint    set up, then ruff and mypy alone'
 	@echo 'make clean   remove .venv, caches and builds; your runs and models stay'
 	@echo
@@ -26,7 +27,10 @@ lint: setup-dev
 	$(PY) -m mypy
 
 test: lint
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup-dev
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -101,3 +101,10 @@ def test_the_schema_describes_every_setting() -> None:
         for key, field in part.get("properties", {}).items():
             assert field.get("description"), f"{name}.{key} has no help"
             assert key == "kind" or field.get("zh"), f"{name}.{key} has no Chinese help"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "saved").glob("config-*.yaml")), ids=lambda p: p.stem)
+def test_configs_saved_by_earlier_versions_still_load(path: Path) -> None:
+    """One file per released version, written by that version and never changed afterwards."""
+    config = load_config(path, [])
+    assert config.model.ref == "demo" and config.data.train == ("lantern_bay",) and config.method.rank == 8

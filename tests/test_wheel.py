@@ -1,4 +1,4 @@
-"""The wheel installs and runs without the clone: a new environment, another folder, the whole demo."""
+"""The wheel installs and runs without the clone: a new environment, another folder, the whole demo, into a stand-in of Ollama."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import ollama_server
 from conftest import TEST_HOME
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +33,10 @@ def test_the_wheel_runs_the_demo(tmp_path: Path) -> None:
     call(python, "-m", "pip", "install", "-q", f"torch=={version('torch').partition('+')[0]}")
     call(python, "-m", "pip", "install", "-q", str(wheel))
     runs = tmp_path / "runs"
-    settings = {"TUNESMITH_HOME": str(TEST_HOME), "TUNESMITH_RUNS": str(runs), "OLLAMA_HOST": "127.0.0.1:9"}
-    done = call(str(tmp_path / "venv" / "bin" / "tunesmith"), "demo", "train.max_steps=8", **settings)
+    with ollama_server.serving(tmp_path, answer=ollama_server.llama_cpp) as server:
+        settings = {"TUNESMITH_HOME": str(TEST_HOME), "TUNESMITH_RUNS": str(runs), "OLLAMA_HOST": server.url}
+        done = call(str(tmp_path / "venv" / "bin" / "tunesmith"), "demo", "train.max_steps=8", **settings)
+        assert list(server.models) == ["lantern-bay:latest"] or "lantern-bay" in str(server.models)
     (run,) = runs.iterdir()
     for heading in range(1, 7):
         assert f"[{heading}/6]" in done.stdout
@@ -42,7 +45,7 @@ def test_the_wheel_runs_the_demo(tmp_path: Path) -> None:
         "after: held-out loss",
         "mean KL",
         "Q8_0",
-        f"ollama create lantern-bay -f {run}",
+        "talk to it: ollama run lantern-bay",
         "peak memory",
     ]:
         assert word in done.stdout, done.stdout
