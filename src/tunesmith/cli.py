@@ -410,8 +410,9 @@ def _root(
 
 def main() -> None:
     """Entry point. A person's mistake: one message and exit code 2. Ours: the traceback is kept, exit code 1."""
-    # Threads that wait asleep instead of spinning: on a busy machine spinning ones stall each other (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # On a busy machine threads wait asleep: spinning ones stall each other; on a quiet one spinning is faster (docs/log.md).
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars; ours say more
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
