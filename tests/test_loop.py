@@ -82,6 +82,38 @@ def test_accumulation_equals_one_batch(tiny: Path, tmp_path: Path) -> None:
     assert many == pytest.approx(one, abs=1e-4)
 
 
+def test_gradient_checkpointing_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    from tunesmith.verbs.train import turn_on_checkpointing
+
+    plain = run_once(tiny, tmp_path, "plain")
+    made = setup(tiny, new_run(tmp_path, "saving"), CONFIG)
+    turn_on_checkpointing(made.model)
+    assert made.model.is_gradient_checkpointing
+    calls = []
+    norm = made.model.base_model.model.model.layers[0].input_layernorm
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    train(made)
+    assert losses(made.run) == pytest.approx(plain, abs=1e-5)
+    micro = sum(len(_micro(made, step)) for step in range(1, 7))
+    assert len(calls) == 2 * micro, "each layer begins twice: forward, and again in backward"
+
+
+def _micro(made: Setup, step: int) -> list[list[int]]:
+    from tunesmith.stages.base import micro_batches
+
+    rows = [made.train[i] for i in rows_of_step(step, len(made.train), CONFIG.batch, CONFIG.seed)]
+    return micro_batches(rows, made.micro_tokens, packed=True)
+
+
+def test_every_row_once_an_epoch() -> None:
+    for epoch in (0, 3):
+        seen = [i for step in range(epoch * 4 + 1, epoch * 4 + 5) for i in rows_of_step(step, 13, 4, seed=7)]
+        assert sorted(seen) == list(range(13))
+    assert rows_of_step(1, 13, 4, 7) != rows_of_step(5, 13, 4, 7) and rows_of_step(1, 13, 4, 7) != rows_of_step(
+        1, 13, 4, 8
+    )
+
+
 def test_equals_a_plain_transformers_and_peft_loop(tiny: Path, tmp_path: Path) -> None:
     """Loss per step equal to a loop that anybody would write with transformers and peft, padded, on the same batches."""
     from peft import LoraConfig, get_peft_model
@@ -110,7 +142,7 @@ def test_equals_a_plain_transformers_and_peft_loop(tiny: Path, tmp_path: Path) -
         torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.clip)
         optimizer.step()
         optimizer.zero_grad()
-        theirs.append(float(loss))
+        theirs.append(float(loss.detach()))
     assert ours == pytest.approx(theirs, abs=1e-4)
     assert theirs[0] - theirs[-1] > 0.05
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import lru_cache
 
 
 def steps_per_epoch(rows: int, batch: int) -> int:
@@ -20,6 +21,12 @@ def rows_of_step(step: int, rows: int, batch: int, seed: int) -> list[int]:
     """Indices of the rows of optimizer step ``step`` (1, 2, …): each epoch is a fresh permutation."""
     per_epoch = steps_per_epoch(rows, batch)
     epoch, place = divmod(step - 1, per_epoch)
+    return list(_permutation(rows, seed, epoch)[place * batch : (place + 1) * batch])
+
+
+@lru_cache(maxsize=2)
+def _permutation(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The order of one epoch, kept while its steps are taken."""
     order = list(range(rows))
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order[place * batch : (place + 1) * batch]
+    return tuple(order)

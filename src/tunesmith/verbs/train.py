@@ -197,9 +197,14 @@ def _checkpointing(model: Any, config: TrainRun, micro_tokens: int, device: Any,
         needed = micro_tokens * (text.num_hidden_layers * text.hidden_size * 34 * width + text.vocab_size * 12)
         wanted = needed > 0.8 * memory(device).free
     if wanted:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        turn_on_checkpointing(model)
         progress.say("gradient checkpointing is on: activations are computed twice to save memory")
+
+
+def turn_on_checkpointing(model: Any) -> None:
+    """Recompute every layer's activations in the backward pass (Chen et al., 2016, arXiv:1604.06174)."""
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _stderr_is(path: Path) -> bool:
