@@ -53,8 +53,8 @@ def _rows(part: Schema, defs: Schema, prefix: str, heading: str) -> Iterator[tup
 
 def _parts(field: Schema, defs: Schema) -> list[Schema]:
     """The configs a field can hold: none for a plain setting, one, or one for each kind."""
-    references = [field] if "$ref" in field else field.get("oneOf", [])
-    return [defs[reference["$ref"].rpartition("/")[2]] for reference in references]
+    references = [choice["$ref"] for choice in [field, *field.get("anyOf", [])] if "$ref" in choice]
+    return [defs[reference.rpartition("/")[2]] for reference in references]
 
 
 def _row(key: str, field: Schema, *, required: bool) -> str:
@@ -67,6 +67,8 @@ def _row(key: str, field: Schema, *, required: bool) -> str:
 def _type(field: Schema) -> str:
     """The type in words with its choices and bounds; that a setting may be null is said by its default."""
     if "anyOf" in field:
+        if field["anyOf"][0].get("type") == "array":  # a list, which may be written as one text
+            return _type(field["anyOf"][0])
         return " or ".join(_type(choice) for choice in field["anyOf"] if choice.get("type") != "null")
     if "const" in field:
         return f"`{field['const']}`"

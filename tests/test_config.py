@@ -103,6 +103,31 @@ def test_the_schema_describes_every_setting() -> None:
             assert key == "kind" or field.get("zh"), f"{name}.{key} has no Chinese help"
 
 
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("model: demo\ndata: x\n", True),
+        ("model: demo\ndata: [x, y]\nmethod: lora\nstage: sft\n", True),
+        ("model: {ref: demo}\ndata: {train: x, eval: [y]}\nmethod: {kind: lora, rank: 4, targets: q_proj}\n", True),
+        ("model: demo\ndata: x\nmethod: lroa\n", False),
+        ("model: demo\ndata: x\ntrain: {lr: fast}\n", False),
+        ("model: demo\n", False),
+    ],
+)
+def test_editors_and_the_loader_agree(tmp_path: Path, text: str, valid: bool) -> None:
+    """What the JSON Schema takes, the loader takes, and the other way round: short forms included."""
+    import jsonschema
+    import yaml
+
+    errors = list(jsonschema.Draft202012Validator(schema(TrainRun)).iter_errors(yaml.safe_load(text)))
+    assert (not errors) == valid, errors
+    if valid:
+        load_config(write(tmp_path, text), [])
+    else:
+        with pytest.raises(ConfigError):
+            load_config(write(tmp_path, text), [])
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "saved").glob("config-*.yaml")), ids=lambda p: p.stem)
 def test_configs_saved_by_earlier_versions_still_load(path: Path) -> None:
     """One file per released version, written by that version and never changed afterwards."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
@@ -19,6 +19,13 @@ class Config(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+    shorthand: ClassVar[str | None] = None
+    """The field that a plain text (or list) in place of the whole mapping stands for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_shorthand(cls, value: Any) -> Any:
+        return {cls.shorthand: value} if cls.shorthand and isinstance(value, (str, list, tuple)) else value
 
 
 def setting(

@@ -6,10 +6,51 @@ from typing import Any
 
 from tunesmith.config.base import Config
 
+Node = dict[str, Any]
 
-def schema(cls: type[Config]) -> dict[str, Any]:
+
+def schema(cls: type[Config]) -> Node:
     """JSON Schema (draft 2020-12) of ``cls``: ``description`` is the English help, ``zh`` the Chinese, ``basic`` marks
-    the fields of the first screen."""
+    the fields of the first screen. What a person may write short is part of it: ``model: name``, ``method: kind``, one
+    text in place of a list of texts."""
     result = cls.model_json_schema()
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    defs: dict[str, Node] = result.get("$defs", {})
+    for part in defs.values():
+        for node in part.get("properties", {}).values():
+            _allow_one_text(node)
+    for name, field in cls.model_fields.items():
+        node = result["properties"][name]
+        members = node.pop("oneOf", None) or ([{"$ref": node.pop("$ref")}] if "$ref" in node else [])
+        if not members:
+            continue
+        kinds = [_kind(defs[_name(m)]) for m in members]
+        shorthand = getattr(field.annotation, "shorthand", None)
+        if all(kinds):
+            node["anyOf"] = [{"enum": kinds}, *members]
+        elif shorthand:
+            node["anyOf"] = [*_texts(defs[_name(members[0])]["properties"][shorthand]), *members]
+        else:
+            node["$ref"] = members[0]["$ref"]
     return result
+
+
+def _allow_one_text(node: Node) -> None:
+    """A list of texts may be written as one text (the configs turn it into a list)."""
+    if node.get("type") == "array" and node.get("items") == {"type": "string"}:
+        array = {key: node.pop(key) for key in ("type", "items", "minItems", "maxItems") if key in node}
+        node["anyOf"] = [array, {"type": "string"}]
+
+
+def _texts(node: Node) -> list[Node]:
+    """The text forms that the field behind a shorthand takes."""
+    return list(node["anyOf"]) if "anyOf" in node else [{"type": node["type"]}]
+
+
+def _kind(part: Node) -> str | None:
+    found: str | None = part.get("properties", {}).get("kind", {}).get("const")
+    return found
+
+
+def _name(member: Node) -> str:
+    return str(member["$ref"]).rpartition("/")[2]

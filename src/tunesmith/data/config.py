@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import field_validator
 
@@ -14,6 +14,8 @@ FORMATS = ("auto", *names("tunesmith.data.formats"))
 
 class DataConfig(Config):
     """Data sets and how much of them."""
+
+    shorthand: ClassVar[str] = "train"
 
     train: tuple[str, ...] = setting(
         ...,

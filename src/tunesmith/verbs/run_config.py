@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import model_validator
-
 from tunesmith.config.base import Config, setting
 from tunesmith.config.errors import ConfigError
 from tunesmith.config.load import Source, apply_overrides, read_yaml, validate
@@ -44,13 +42,8 @@ class TrainRun(Config):
     output: OutputConfig = setting(OutputConfig, zh="运行文件夹。")
     """The run folder."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        """``data: name`` is short for ``data: {train: name}``."""
-        if isinstance(value, dict) and isinstance(value.get("data"), (str, list)):
-            value = {**value, "data": {"train": value["data"]}}
-        return value
+
+SHORT = {"model": ModelConfig.shorthand, "data": DataConfig.shorthand}
 
 
 def load_config(path: Path | None, overrides: Sequence[str]) -> TrainRun:
@@ -59,9 +52,9 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> TrainRun:
     source: Source | None = None
     if path is not None:
         values, source = read_yaml(path)
-    for short, long in (("model", "ref"), ("data", "train")):
-        if isinstance(values.get(short), (str, list)):
-            values[short] = {long: values[short]}
+    for key, long in SHORT.items():
+        if isinstance(values.get(key), (str, list)):
+            values[key] = {long: values[key]}
     merged = apply_overrides(values, [_long(text) for text in overrides])
     for key in ("model", "data"):
         if key not in merged and merged.keys() <= TrainRun.model_fields.keys():
@@ -75,8 +68,8 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> TrainRun:
 def _long(override: str) -> str:
     """``model=…`` and ``data=…`` set the reference and keep the other keys of the file."""
     key, equals, value = override.partition("=")
-    long = {"model": "model.ref", "data": "data.train"}.get(key.strip())
-    return f"{long}={value}" if equals and long and not value.lstrip().startswith("{") else override
+    long = SHORT.get(key.strip())
+    return f"{key.strip()}.{long}={value}" if equals and long and not value.lstrip().startswith("{") else override
 
 
 def config_of_run(run: RunFolder) -> TrainRun:
