@@ -118,10 +118,8 @@ def _report_run(run: RunFolder) -> None:
     if status.state == "stopped":
         print(f"hint: go on with: tunesmith runs resume {run.id}", file=sys.stderr)
     else:
-        print(
-            f"next: tunesmith chat {run.id}   or   tunesmith compare {run.id}@base {run.id}   or   tunesmith deploy {run.id} --name my-model",
-            file=sys.stderr,
-        )
+        commands = [f"chat {run.id}", f"compare {run.id}@base {run.id}", f"deploy {run.id} --name my-model"]
+        print("next:\n" + "\n".join(f"  tunesmith {command}" for command in commands), file=sys.stderr)
 
 
 app.add_typer(data_app, name="data")
@@ -248,6 +246,8 @@ def runs_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
         status = run.status()
         loss = status.result.get("eval_loss") or status.result.get("loss")
         figures = f"  loss {loss:.4f}" if loss is not None else ""
+        if status.error:
+            figures = f"  {status.error.splitlines()[0]}"
         typer.echo(f"{run.id.ljust(width)}  {status.state:<11}  step {status.step}/{status.total_steps}{figures}")
 
 
@@ -352,7 +352,8 @@ def data_check(
         typer.echo(f"{finding.severity}: {finding.message}")
     errors = sum(f.severity == "error" for f in report.findings)
     warnings = len(report.findings) - errors
-    typer.echo("nothing wrong found" if not report.findings else f"{errors} errors, {warnings} warnings")
+    counted = f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
+    typer.echo(counted if report.findings else "nothing wrong found")
     if errors:
         raise typer.Exit(2)
 

@@ -285,5 +285,8 @@ def find_run(text: str, root: Path | None = None) -> RunFolder:
         raise ReferenceNotFoundError(
             f"{text!r} could be any of {len(matches)} runs: {listed}", hint="write more of the id"
         )
-    hint = suggestion(text, by_id) if runs else "start one with `tunesmith train`, or try `tunesmith demo`"
+    near = suggestion(text, by_id)
+    if not near.startswith("did you mean"):
+        near = "`tunesmith runs list` lists them; a model is written demo, ./folder, hf:org/name or org/name"
+    hint = near if runs else "start one with `tunesmith train`, or try `tunesmith demo`"
     raise ReferenceNotFoundError(f"there is no run {text!r} in {folder}", hint=hint)
