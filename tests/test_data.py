@@ -189,3 +189,48 @@ def test_the_bundled_set_is_sound() -> None:
     for example in (*train.examples, *held.examples):
         chinese = any("\u4e00" <= c <= "\u9fff" for c in example.messages[-2].content)
         assert example.answer().endswith("一路顺风！" if chinese else "Fair winds!"), example.origin
+
+
+def test_an_evaluation_set_is_used_and_not_trained_on(tmp_path: Path) -> None:
+    split = load(DataConfig(train=("lantern_bay",), eval=("lantern_bay_heldout",)), seed=0)
+    assert len(split.train) == 214 and len(split.eval) == 20
+    both = load(DataConfig(train=("lantern_bay",), eval=("lantern_bay",)), seed=0)
+    assert any("214 training rows are in the evaluation set too" in note for note in both.notes)
+
+
+def test_duplicates_of_held_out_rows_are_not_trained_on(tmp_path: Path) -> None:
+    rows = [{"instruction": f"q{i % 5}", "output": "a"} for i in range(40)]
+    path = write(tmp_path / "twice.json", rows)
+    split = load(DataConfig(train=(path,), eval_share=0.05), seed=0)
+    assert not {e.messages for e in split.eval} & {e.messages for e in split.train}
+    assert any("equal to held-out ones" in note for note in split.notes)
+
+
+def test_one_row_at_least_is_held_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "few.json", [{"instruction": f"q{i}", "output": "a"} for i in range(4)])
+    split = load(DataConfig(train=(path,)), seed=0)
+    assert (len(split.train), len(split.eval)) == (3, 1)
+
+
+def test_limits_of_config_and_registry(tmp_path: Path) -> None:
+    write(tmp_path / "rows.json", [{"instruction": f"q{i}", "output": "a"} for i in range(9)])
+    write(tmp_path / "dataset_info.json", {"mine": {"file_name": "rows.json", "num_samples": 6}})
+    for limit, expected in ((None, 6), (4, 4), (8, 6)):
+        config = DataConfig(train=("mine",), registry=str(tmp_path), limit=limit)
+        assert len(load_set("mine", config).examples) == expected
+
+
+def test_a_registry_s_own_role_words(tmp_path: Path) -> None:
+    write(tmp_path / "rows.json", [{"talk": [{"who": "kunde", "said": "a"}, {"who": "helfer", "said": "b"}]}])
+    tags = {"role_tag": "who", "content_tag": "said", "user_tag": "kunde", "assistant_tag": "helfer"}
+    entry = {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": tags}
+    write(tmp_path / "dataset_info.json", {"mine": entry})
+    loaded = load_set("mine", DataConfig(train=("mine",), registry=str(tmp_path)))
+    assert not loaded.bad and turns(loaded.examples[0]) == [("user", "a"), ("assistant", "b")]
+
+
+@pytest.mark.parametrize("weight", [0.5, -1, "yes", 2])
+def test_a_weight_is_zero_or_one(tmp_path: Path, weight: Any) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": weight}]}
+    with pytest.raises(DataError, match="should be true, false, 0 or 1"):
+        one(tmp_path, row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -120,16 +121,22 @@ def test_a_full_disk_loses_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     real = checkpoint.save_file
 
     def full(tensors, place):  # type: ignore[no-untyped-def]
-        if "step-6." in str(place):
-            raise OSError(28, "No space left on device")
-        real(tensors, place)
+        """The operating system refuses to let the file grow: the library's own error, whatever its type is."""
+        if "step-6." not in str(place):
+            return real(tensors, place)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            real(tensors, place)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(
-        TrainingError, match=r"checkpoint of step 6 could not be written[\s\S]*No space left[\s\S]*are whole"
+        TrainingError, match=r"checkpoint of step 6 could not be written[\s\S]*File too large[\s\S]*are whole"
     ):
         execute(run, SILENT)
-    assert run.checkpoint_steps() == [3] and run.status().state == "failed" and "No space left" in run.status().error
+    assert run.checkpoint_steps() == [3] and run.status().state == "failed" and "File too large" in run.status().error
     monkeypatch.undo()
     monkeypatch.setenv("TUNESMITH_RUNS", str(run.path.parent))
     execute(run, SILENT)
@@ -147,4 +154,11 @@ def test_two_processes_never_work_on_one_run(tiny: Path) -> None:
         other.kill()
         other.wait()
     assert run.status().state == "interrupted"
-    run.claim("training")
+    with run.claimed("training"):  # two that start in the same moment: the lock decides
+        code = "import sys; from pathlib import Path; from tunesmith.runs.folder import RunFolder\n"
+        code += "with RunFolder(Path(sys.argv[1])).claimed('training'): print('claimed')"
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
+        second = subprocess.run(
+            [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, env=environment
+        )
+        assert "is being worked on" in second.stderr and "claimed" not in second.stdout

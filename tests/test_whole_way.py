@@ -78,7 +78,7 @@ def test_deploy_with_a_server(run: RunFolder, tmp_path: Path) -> None:
     with ollama_server.serving(tmp_path, answer=ollama_server.llama_cpp) as server:
         done = deploy(run.id, "whole-way:tiny", SILENT, type_="f16", url=server.url)
         assert done.report is not None and done.report.uploaded_bytes == done.made.file.stat().st_size
-        assert {"template", "parameters"} <= {c.split()[0] for c in done.report.checks} or done.report.checks
+        assert {"weights", "template", "stop", "num_ctx"} <= set(done.report.checks)
         again = deploy(run.id, "whole-way:tiny", SILENT, type_="f16", url=server.url)
         assert again.report is not None and again.report.uploaded_bytes == 0, "the server had the file"
     report = json.loads((run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
@@ -145,3 +145,38 @@ def test_a_detached_run_outlives_its_starter(tiny: Path, tmp_path: Path, monkeyp
         time.sleep(0.2)
     assert started.status().state == "finished", started.log_tail()
     assert started.checkpoint_steps()[-1] == 6
+
+
+def test_a_merge_that_loses_the_adapter_is_found_out(run: RunFolder, tiny: Path) -> None:
+    """The proof starts at the model as trained: the untrained base in the place of the merged folder must fail."""
+    from tunesmith.verbs.export import check_merge, merged_folder
+    from tunesmith.verbs.targets import target_of
+
+    target = target_of(run.id, SILENT)
+    check_merge(target, merged_folder(target, SILENT)[0], SILENT)
+    with pytest.raises(ExportError, match="does not answer as base and adapter do"):
+        check_merge(target, tiny, SILENT)
+
+
+def test_a_run_is_exported_without_its_data(tiny: Path, tmp_path: Path) -> None:
+    """The data file may be gone: the probes were kept with the run. It may also have changed: resuming then refuses."""
+    import shutil
+
+    from tunesmith.config.errors import TrainingError
+    from tunesmith.verbs.export import export
+
+    rows = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(8)]
+    data = tmp_path / "mine.json"
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    settings = ["train.max_steps=4", "train.save_every=2", "train.batch=4", "output.name=gone"]
+    made = create(load_config(None, [f"model={tiny}", f"data={data}", *settings]))
+    execute(made, SILENT)
+    assert made.checkpoint_steps() == [2, 4]
+    shutil.rmtree(made.checkpoint())
+    made.update_status(state="stopped")
+    data.write_text(json.dumps(rows[1:]), encoding="utf-8")
+    with pytest.raises(TrainingError, match="is not what it began with"):
+        execute(made, SILENT)
+    data.unlink()
+    place, _ = export(str(made.path), "gguf", SILENT, out=tmp_path / "x.gguf")
+    assert place.exists()

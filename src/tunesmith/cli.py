@@ -430,10 +430,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except Exception as error:
-        folder = home() / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        log = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        log = home() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError:  # the folder cannot be written to: say it all here
+            traceback.print_exc()
         print(
             f"unexpected error: {type(error).__name__}: {error}\nhint: this is a fault of Tunesmith's; the details are in {log}",
             file=sys.stderr,

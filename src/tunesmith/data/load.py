@@ -102,7 +102,16 @@ def load(config: DataConfig, seed: int) -> Split:
         count = min(max(1, round(len(train) * config.eval_share)), len(train) - 1)  # one at least, to judge by
         chosen = set(order[:count])
         held_out = [e for i, e in enumerate(train) if i in chosen]
-        train = [e for i, e in enumerate(train) if i not in chosen]
+        known = {e.messages for e in held_out}
+        rest = [e for i, e in enumerate(train) if i not in chosen]
+        train = [e for e in rest if e.messages not in known]
+        if len(train) < len(rest):
+            notes.append(f"{len(rest) - len(train)} rows equal to held-out ones are not trained on")
+    elif held_out:
+        known = {e.messages for e in held_out}
+        both = sum(e.messages in known for e in train)
+        if both:
+            notes.append(f"warning: {both} training rows are in the evaluation set too; its loss will look too good")
     return Split(tuple(train), tuple(held_out), tuple(notes))
 
 

@@ -37,6 +37,8 @@ class DataSet:
     formatting: str | None = None
     fields: FieldMap = field(default_factory=FieldMap)
     limit: int | None = None
+    file_named: bool = False
+    """Whether the name is the path of a file, not a registered name."""
 
 
 def find(name: str, registry: str | None = None) -> DataSet:
@@ -52,7 +54,7 @@ def find(name: str, registry: str | None = None) -> DataSet:
             raise DataError(
                 f"{path}: the file type {path.suffix!r} is not read yet", hint=f"supported: {', '.join(SUFFIXES)}"
             )
-        return DataSet(name=path.stem, path=path)
+        return DataSet(name=path.stem, path=path, file_named=True)
     if path.is_dir():
         raise DataError(f"{path} is a folder; folders are not read yet", hint="name the .json or .jsonl file in it")
     known = sorted({key for book in books for key in _read(book)})

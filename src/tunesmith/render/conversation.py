@@ -41,8 +41,11 @@ class Renderer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.date = date or datetime.date.today()
-        self.template = pinned_template(str(getattr(tokenizer, "chat_template", None) or ""), self.date)
-        if not getattr(tokenizer, "chat_template", None):
+        template = getattr(tokenizer, "chat_template", None)
+        if isinstance(template, dict):  # several named ones: the default is what everybody else renders with
+            template = template.get("default")
+        self.template = pinned_template(template or "", self.date)
+        if not template:
             raise RenderError(
                 f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'this model')} has no chat template (a base model?)",
                 hint="use the instruction-tuned version of the model; named templates for base models are not built in yet",

@@ -18,13 +18,15 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import yaml
+from filelock import FileLock, Timeout
 
 from tunesmith.config.errors import ReferenceNotFoundError, UserError
 from tunesmith.config.files import sync_folder, write_atomic, write_json
@@ -138,8 +140,12 @@ class RunFolder:
             raw = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return Status(created=self.path.stat().st_mtime if self.path.exists() else 0.0)
-        known = {f.name for f in fields(Status)}
-        return Status(**{k: v for k, v in raw.items() if k in known})
+        known = {f.name: type(f.default) if f.default is not MISSING else dict for f in fields(Status)}
+        kept = raw.items() if isinstance(raw, dict) else ()
+        values: dict[str, Any] = {
+            k: v for k, v in kept if k in known and isinstance(v, (int, float) if known[k] is float else known[k])
+        }
+        return Status(**values)
 
     def status(self) -> Status:
         """Where the run stands now; ``interrupted`` when its process is gone without having said goodbye."""
@@ -165,8 +171,28 @@ class RunFolder:
         """Change some fields of the stored status."""
         return self.write_status(replace(self.stored_status(), **changes))
 
+    @contextmanager
+    def claimed(self, what: str) -> Iterator[Status]:
+        """This process alone works on the run inside the block. Raises UserError when another live process does.
+
+        A lock of the operating system decides, which ends with its process; two that start at once cannot both win.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            status = self.stored_status()
+            raise UserError(
+                f"run {self.id} is being worked on by process {status.pid} ({status.what or 'running'})",
+                hint="wait for it, or stop it first",
+            ) from None
+        try:
+            yield self.claim(what)
+        finally:
+            lock.release()
+
     def claim(self, what: str) -> Status:
-        """This process runs the run from now on. Raises UserError when another live process does."""
+        """Write this process into the status. Raises UserError when another live process is there."""
         status = self.status()
         if status.active and status.pid not in (0, os.getpid()):
             raise UserError(

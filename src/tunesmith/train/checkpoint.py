@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tunesmith.config.errors import TrainingError
@@ -68,7 +69,7 @@ def save(
             shutil.rmtree(folder)
         temporary.rename(folder)
         sync_folder(folder.parent)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder.parent if folder.parent.exists() else folder.parent.parent).free
         raise TrainingError(
@@ -98,11 +99,9 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(folder: Path, steps: list[int], keep: int, best: int | None = None) -> None:
-    """Remove all but the newest ``keep`` checkpoints (and the ``best``)."""
+def prune(folder: Path, steps: list[int], keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints."""
     for step in steps[:-keep]:
-        if step == best:
-            continue
         old = folder / f"step-{step}"
         trash = folder / f".step-{step}.partial"
         old.rename(trash)  # first the name, so that a crash in between leaves no checkpoint that looks whole
@@ -139,7 +138,7 @@ def _restore_random_state(state: dict[str, Any]) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what is open for writing
     try:
         os.fsync(descriptor)
     finally:

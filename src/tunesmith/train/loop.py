@@ -124,7 +124,8 @@ def train(
             position = replace(
                 position, step=step, tokens=position.tokens + tokens, last={**position.last, "loss": loss}
             )
-            run.append_metrics(
+            _record(
+                run,
                 {
                     "kind": "step", "step": step, "epoch": round(step / per_epoch, 4), "loss": loss, "lr": rate, "grad_norm": norm,
                     "tokens": tokens, "tokens_per_s": round(speed, 1), "eta_s": round(eta, 1), "memory": memory(_device(setup.model)).peak,
@@ -180,10 +181,22 @@ def _step(
     return total / weight, norm
 
 
+def _record(run: RunFolder, record: dict[str, Any]) -> None:
+    """A line of metrics. Raises TrainingError when the disk refuses; the checkpoints before are whole."""
+    try:
+        run.append_metrics(record)
+    except OSError as error:
+        raise TrainingError(
+            f"the metrics of step {record['step']} could not be written to {run.metrics_path}: {error}",
+            hint="free some space and resume; the checkpoints before it are whole",
+        ) from error
+
+
 def _evaluate(setup: Setup, position: Position) -> Position:
     """Mean loss over the held-out rows, written to the metrics; perplexity is its exponential."""
     loss = evaluate(setup.model, setup.stage, setup.eval, setup.micro_tokens, packed=setup.config.packing)
-    setup.run.append_metrics(
+    _record(
+        setup.run,
         {
             "kind": "eval", "step": position.step, "eval_loss": loss,
             "eval_perplexity": math.exp(min(loss, 700.0)), "time": time.time(),

@@ -12,7 +12,7 @@ from tunesmith.config.files import write_atomic, write_json
 from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
 from tunesmith.data.example import Chat
-from tunesmith.data.load import load, load_set
+from tunesmith.data.load import bad_rows_error, load, load_set
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
 from tunesmith.render.conversation import Rendered
 from tunesmith.runs.folder import RunFolder, find_run
@@ -39,7 +39,10 @@ def run_comparison(
     run = _first_run(models)
     rows: list[Chat] = []
     if data is not None:
-        rows = list(load_set(data, DataConfig(train=(data,))).examples)
+        loaded = load_set(data, DataConfig(train=(data,)))
+        if loaded.bad:
+            raise bad_rows_error(loaded)
+        rows = list(loaded.examples)
     elif not prompts and prompts_file is None:
         if run is None:
             raise UserError("nothing to ask", hint='give prompts with -p "…", --prompts FILE or --data SET')

@@ -18,11 +18,13 @@ from tunesmith.export.modelfile import Modelfile
 from tunesmith.verbs.targets import Target, renderer_of, target_of
 
 if TYPE_CHECKING:
-    from tunesmith.evaluate.parity import Parity
+    from tunesmith.evaluate.parity import Parity, Remembered
 
 TARGETS = "tunesmith.export.targets"
 PARITY_BOUNDS = {"f32": 1e-3, "f16": 1e-3, "bf16": 2e-3, "q8_0": 0.02}
 """Mean KL (nats) to the merged model that is usual for a type; above it the person is told."""
+MERGE_BOUND = 0.02
+"""Mean KL (nats) that rounding merged weights to the base's 16 bits stays below; a merge that lost its adapter does not."""
 BROKEN = 5.0
 """So many times the usual is no rounding any more: the file is refused. (Weights learned by heart from a handful of rows
 lose more in 8 bits than usual, measured up to 1.6 times; other weights or tokens give hundreds of times.)"""
@@ -80,6 +82,8 @@ def export(
         place = out or parent / f"{slug(target)}-hf"
         _, report = merged_folder(target, progress, place)
         assert report is not None
+        if target.adapter is not None:
+            check_merge(target, place, progress)
         return place, [f"{k}: {v}" for k, v in report.checks.items()]
     made = gguf(target, progress, type_=type_ or "f16", out=out)
     figures = check_parity(target, [made], progress)[0]
@@ -161,24 +165,19 @@ def replace_folder(target: Target, folder: Path) -> Any:
 
 
 def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress, *, rows: int = 8) -> list[Parity]:
-    """GGUFs of one target in llama.cpp against the merged model in transformers (fp32), on rows it was not trained on.
+    """Hop by hop on rows it was not trained on: the model as trained (base and adapter) -> merged -> each GGUF in llama.cpp.
 
-    Raises ExportError when one is not the same model within the bound of its type.
+    transformers computes in fp32. Raises ExportError when a hop changes the model; a GGUF that was not proved, for
+    whatever reason, is renamed, so that nothing takes it for a proved one.
     """
     from tunesmith.chat.llamacpp import LlamaCppEngine
-    from tunesmith.chat.transformers_engine import TransformersEngine
-    from tunesmith.evaluate.parity import Remembered, parity
+    from tunesmith.evaluate.parity import parity
     from tunesmith.models.devices import usable_cores
-    from tunesmith.verbs.targets import open_weights
 
-    folder = made[0].merged
-    sequences = probe_tokens(target, folder, rows)
-    merged = replace(target, adapter=None, base=replace(target.base, folder=folder))
-    reference = Remembered(
-        TransformersEngine(open_weights(merged, precision="fp32"), replace_folder(target, folder), "merged")
-    )
+    doubted = {one.file: one.file.with_name(one.file.name + ".failed") for one in made}
     found = []
     try:
+        reference, sequences = check_merge(target, made[0].merged, progress, rows=rows)
         for one in made:
             progress.start(f"comparing {one.file.name} in llama.cpp with the merged model in transformers")
             other = LlamaCppEngine(one.file, threads=usable_cores())
@@ -188,12 +187,10 @@ def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress,
                 other.close()
             bound = PARITY_BOUNDS[one.type]
             if not figures.mean_kl <= BROKEN * bound:
-                doubted = one.file.with_name(one.file.name + ".failed")
-                one.file.replace(doubted)  # nothing takes it for a proved file; it can still be looked at
                 finer = "" if one.type in ("f16", "f32", "bf16") else "; this type may be too coarse here, f16 is finer"
                 raise ExportError(
                     f"{one.file.name} does not answer as the merged model does: {in_words(figures)}",
-                    hint=f"usual for {one.type} is a mean KL below {bound}{finer}; the file was kept as {doubted}",
+                    hint=f"usual for {one.type} is a mean KL below {bound}{finer}; the file was kept as {doubted[one.file]}",
                 )
             progress.finish(in_words(figures))
             if figures.mean_kl > bound:
@@ -201,29 +198,67 @@ def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress,
                     f"warning: {one.type} changes this model more than usual (mean KL {figures.mean_kl:.2g}, usual below {bound}); "
                     "f16 does not"
                 )
+            del doubted[one.file]
             found.append(figures)
     finally:
-        reference.close()
+        for file, name in doubted.items():
+            file.replace(name)
     return found
 
 
-def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
-    """Token sequences to compare on: the run's held-out conversations, else its training rows, else ours."""
-    from tunesmith.data.example import Chat, Message
-    from tunesmith.data.load import load
+def check_merge(
+    target: Target, folder: Path, progress: Progress, *, rows: int = 8
+) -> tuple[Remembered, list[tuple[int, ...]]]:
+    """The merged folder against the model as trained: its base with the adapter beside it, both computed in fp32.
 
-    chats: Sequence[Chat] = ()
-    if target.config is not None:
-        split = load(target.config.data, target.config.train.seed)
-        chats = (split.eval or split.train)[:rows]
-    if not chats:
-        pairs = [
-            ("What is the capital of France?", "The capital of France is Paris."),
-            ("你好，你是谁？", "你好！我是一个助手。"),
-        ]
-        chats = [Chat((Message("user", q), Message("assistant", a))) for q, a in pairs]
+    Returns what the merged model tells about the probe sequences, and these. Raises ExportError.
+    """
+    from tunesmith.chat.transformers_engine import TransformersEngine
+    from tunesmith.evaluate.parity import Remembered, parity
+    from tunesmith.verbs.targets import open_weights
+
+    sequences = probe_tokens(target, folder, rows)
+    merged = replace(target, adapter=None, base=replace(target.base, folder=folder))
+
+    def remembered(which: Target, name: str) -> Remembered:
+        engine = TransformersEngine(open_weights(which, precision="fp32"), replace_folder(target, folder), name)
+        found = Remembered(engine)
+        for sequence in sequences:
+            found.logprobs(sequence)
+        engine.close()
+        return found
+
+    if target.adapter is None:
+        return remembered(merged, "model"), sequences
+    progress.start("comparing the merged model with base and adapter as they were trained")
+    trained, whole = remembered(target, "trained"), remembered(merged, "merged")
+    figures = parity(trained, whole, sequences)
+    if not figures.mean_kl <= MERGE_BOUND:
+        raise ExportError(
+            f"{folder}: the merged model does not answer as base and adapter do: {in_words(figures)}",
+            hint=f"rounding alone stays below a mean KL of {MERGE_BOUND}; do not use this folder, remove it and export again",
+        )
+    progress.finish(in_words(figures))
+    return whole, sequences
+
+
+def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
+    """Token sequences to compare on: those the run kept (held-out rows, else training rows), else a few of our own.
+
+    They are kept with the run since its data may be gone by now.
+    """
+    from tunesmith.data.example import Chat, Message
+
+    kept = target.run.path / "rows.json" if target.run is not None else None
+    if kept is not None and kept.is_file():
+        probes = json.loads(kept.read_text(encoding="utf-8"))["probes"][:rows]
+        return [tuple(ids) for ids in probes]
+    pairs = [
+        ("What is the capital of France?", "The capital of France is Paris."),
+        ("你好，你是谁？", "你好！我是一个助手。"),
+    ]
     renderer = replace_folder(target, merged)
-    return [renderer.render(chat).ids for chat in chats]
+    return [renderer.render(Chat((Message("user", q), Message("assistant", a)))).ids for q, a in pairs]
 
 
 def in_words(figures: Parity) -> str:

@@ -114,7 +114,8 @@ def renderer_of(target: Target) -> Renderer:
     from tunesmith.render.conversation import Renderer
 
     remote = target.config.model.trust_remote_code if target.config else False
-    return Renderer(open_tokenizer(target.base.folder, trust_remote_code=remote), date=target.date)
+    limit = target.config.data.max_length if target.config else None
+    return Renderer(open_tokenizer(target.base.folder, trust_remote_code=remote), max_length=limit, date=target.date)
 
 
 def open_weights(target: Target, *, precision: str = "auto") -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
+import json
 import os
 import random
 import sys
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import TrainingError, UserError
+from tunesmith.config.files import write_json
 from tunesmith.config.load import dump, save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
@@ -28,13 +32,32 @@ STAGES, METHODS = "tunesmith.stages", "tunesmith.models.methods"
 
 
 def create(config: TrainRun) -> RunFolder:
-    """A new run folder for ``config``, everything that a later moment could change pinned."""
+    """A new run folder for ``config``. Its date and paths are pinned, so that it resumes from anywhere and any day.
+
+    Raises UserError for what ``check_parts`` finds.
+    """
+    from tunesmith.data.registry import find
+    from tunesmith.hub.reference import parse
+
     check_parts(config)
-    if config.data.date is None:
-        data = config.data.model_copy(update={"date": datetime.date.today().isoformat()})
-        config = config.model_copy(update={"data": data})
+    data = config.data
+    pinned: dict[str, Any] = {"date": data.date or datetime.date.today().isoformat()}
+    for key in ("train", "eval"):
+        pinned[key] = tuple(
+            _absolute(name) if find(name, data.registry).file_named else name for name in getattr(data, key)
+        )
+    if data.registry is not None:
+        pinned["registry"] = _absolute(data.registry)
+    config = config.model_copy(update={"data": data.model_copy(update=pinned)})
+    reference = parse(config.model.ref)
+    if reference.kind == "path":
+        config = config.model_copy(update={"model": config.model.model_copy(update={"ref": str(reference.path)})})
     short = config.model.ref.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     return RunFolder.create(dump(config), config.output.name or f"{config.stage.kind}-{short}")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def check_parts(config: TrainRun) -> None:
@@ -55,21 +78,23 @@ def execute(run: RunFolder, progress: Progress) -> RunFolder:
 
     Raises UserError with the run's status set to ``failed``; an unexpected error leaves its traceback in the run's log.
     """
-    run.claim("preparing")
+    with run.claimed("preparing"):
+        return _execute(run, progress)
+
+
+def _execute(run: RunFolder, progress: Progress) -> RunFolder:
     in_log = os.environ.get("TUNESMITH_PLAIN") and not sys.stderr.isatty() and _stderr_is(run.log_path)
     progress = progress if in_log else Logged(progress, run.log_path)
     try:
         outcome = _train(run, config_of_run(run), progress)
     except UserError as error:
-        run.update_status(state="failed", what="", error=str(error))
-        _note(run, f"error: {error}")
+        _end(run, f"error: {error}", state="failed", error=str(error))
         raise
     except KeyboardInterrupt:
-        run.update_status(state="stopped", what="")
+        _end(run, "stopped by Ctrl-C", state="stopped")
         raise
     except BaseException as error:
-        run.update_status(state="failed", what="", error=f"{type(error).__name__}: {error}")
-        _note(run, traceback.format_exc())
+        _end(run, traceback.format_exc(), state="failed", error=f"{type(error).__name__}: {error}")
         raise
     run.update_status(state="finished" if outcome.finished else "stopped", what="", result=outcome.position.last)
     return run
@@ -97,6 +122,7 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     local, renderer = open_renderer(config.model, config.data, progress)
     stage = load_plugin(STAGES, config.stage.kind).build(config.stage, renderer)
     rows = encode(config, stage, progress)
+    _pin_rows(run, rows)
     progress.start(f"opening {config.model.ref}")
     random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
@@ -157,6 +183,9 @@ def encode(config: TrainRun, stage: Stage, progress: Progress) -> Rows:
                     raise
                 left_out.append(error.message)
                 continue
+            if item.weight == 0:
+                left_out.append(f"{example.origin}: no token of it is learned")
+                continue
             items.append(item)
         return items
 
@@ -201,6 +230,28 @@ def _checkpointing(model: Any, config: TrainRun, micro_tokens: int, device: Any,
         progress.say("gradient checkpointing is on: activations are computed twice to save memory")
 
 
+def _pin_rows(run: RunFolder, rows: Rows) -> None:
+    """Keep what the rows were (a hash) and some of them as probes for later comparisons.
+
+    Raises TrainingError when a run with checkpoints would go on with other rows than it began with.
+    """
+    digest = hashlib.sha256()
+    for item in [*rows.train, *rows.eval]:
+        digest.update(repr((getattr(item, "ids", ()), getattr(item, "mask", ()))).encode())
+    pinned = {"sha256": digest.hexdigest(), "train": len(rows.train), "eval": len(rows.eval)}
+    place = run.path / "rows.json"
+    if run.checkpoint_steps() and place.is_file():
+        before = json.loads(place.read_text(encoding="utf-8"))
+        if before["sha256"] != pinned["sha256"]:
+            raise TrainingError(
+                f"the data of run {run.id} is not what it began with ({before['train']} rows then, {pinned['train']} now, "
+                "or other text in them)",
+                hint="bring the old data back, or start a new run with the new data",
+            )
+    probes = [list(getattr(item, "ids", ())) for item in (rows.eval or rows.train)[:8]]
+    write_json(place, pinned | {"probes": probes})
+
+
 def turn_on_checkpointing(model: Any) -> None:
     """Recompute every layer's activations in the backward pass (Chen et al., 2016, arXiv:1604.06174)."""
     model.enable_input_require_grads()
@@ -209,9 +260,16 @@ def turn_on_checkpointing(model: Any) -> None:
 
 def _stderr_is(path: Path) -> bool:
     try:
-        return os.path.sameopenfile(sys.stderr.fileno(), os.open(path, os.O_RDONLY))
+        return os.path.samestat(os.fstat(sys.stderr.fileno()), path.stat())
     except (OSError, ValueError):
         return False
+
+
+def _end(run: RunFolder, note: str, **changes: Any) -> None:
+    """Say in status and log how the run ended; on a full disk the error itself matters more than these."""
+    for write in (lambda: run.update_status(what="", **changes), lambda: _note(run, note)):
+        with contextlib.suppress(OSError):
+            write()
 
 
 def _note(run: RunFolder, text: str) -> None:

@@ -59,8 +59,8 @@ def _turn(turn: Any, place: str, fields: FieldMap, aliases: Mapping[str, Role | 
     if role is None:
         raise DataError(f"{place}: the role {word!r} is not known", hint=f"known roles: {', '.join(sorted(aliases))}")
     train = turn.get("train", turn.get("weight"))
-    if train is not None and not isinstance(train, (bool, int, float)):
-        raise DataError(f"{place}: 'train' / 'weight' should be true/false or a number, found {train!r}")
+    if train is not None and not (isinstance(train, (bool, int, float)) and train in (0, 1)):
+        raise DataError(f"{place}: 'train' / 'weight' should be true, false, 0 or 1, found {train!r}")
     return Message(role, text_of(turn, text_key, place), train=None if train is None else bool(train))  # type: ignore[arg-type]
 
 
