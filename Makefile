@@ -20,6 +20,7 @@ setup-dev:
 
 demo: setup
 	@$(PY) -m tunesmith demo $(ARGS)
+	@echo '  (`. .venv/bin/activate` makes tunesmith a command of this shell)'
 
 lint: setup-dev
 	$(PY) -m ruff check .

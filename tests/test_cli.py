@@ -78,6 +78,33 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path, arguments: lis
     assert not list((tmp_path / "runs").glob("*")), "a mistake made a run folder"
 
 
+def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "afile").write_text("x")
+    monkeypatch.setenv("TUNESMITH_RUNS", str(tmp_path / "afile" / "runs"))
+    done = tunesmith("train", "model=demo", "data=lantern_bay")
+    assert done.returncode == 2 and "cannot be made" in done.stderr and "TUNESMITH_HOME" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "foo"])
+def test_a_device_that_is_not_there(tiny: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setenv("TUNESMITH_DEVICE", device)
+    done = tunesmith("chat", str(tiny), "-p", "Hi")
+    assert done.returncode == 2 and f"TUNESMITH_DEVICE={device}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_bad_rows_make_no_run(tmp_path: Path) -> None:
+    (tmp_path / "role.json").write_text('[{"conversations": [{"from": "alien", "value": "a"}]}]', encoding="utf-8")
+    done = tunesmith("train", "model=demo", "data=role.json", cwd=tmp_path)
+    assert done.returncode == 2 and "'alien'" in done.stderr and "known roles" in done.stderr
+    assert "no runs yet" in tunesmith("runs", "list").stdout
+
+
+def test_a_wrong_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("model: demo\ndata: lantern_bay\n", encoding="utf-8")
+    done = tunesmith("train", "my.yaml", "train.lr=abc", cwd=tmp_path)
+    assert done.returncode == 2 and "command line: 'train.lr'" in done.stderr and "my.yaml" not in done.stderr
+
+
 def test_a_mistyped_command_is_exit_code_2() -> None:
     done = tunesmith("trian")
     assert done.returncode == 2 and "trian" in done.stderr
@@ -140,15 +167,14 @@ def test_an_interrupted_run_is_seen_as_such() -> None:
 
 
 def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run folder whose status cannot be written makes an error nobody planned: exit 1, one line, traceback in a file."""
+    """A status.json that is a folder makes an error nobody planned: exit 1, one line, the traceback in a file."""
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
-    (tmp_path / "afile").write_text("x")
-    monkeypatch.setenv("TUNESMITH_RUNS", str(tmp_path / "afile" / "runs"))
-    done = tunesmith("train", "model=demo", "data=lantern_bay")
+    run = RunFolder.create("model: {ref: demo}\ndata: {train: [x]}\n", "broken")
+    (run.path / "status.json").unlink()
+    (run.path / "status.json").mkdir()
+    done = tunesmith("runs", "resume", run.id)
     assert (
-        done.returncode == 1
-        and "unexpected error: NotADirectoryError" in done.stderr
-        and "Traceback" not in done.stderr
+        done.returncode == 1 and "unexpected error: IsADirectoryError" in done.stderr and "Traceback" not in done.stderr
     )
     logs = list((tmp_path / "home" / "logs").glob("error-*.txt"))
     assert len(logs) == 1 and "Traceback" in logs[0].read_text()

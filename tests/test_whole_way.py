@@ -119,6 +119,31 @@ def test_chat_from_a_pipe(run: RunFolder) -> None:
     assert len(done.stdout.splitlines()) >= 2
 
 
+def test_an_answer_can_be_broken_off(run: RunFolder) -> None:
+    """Closing the stream ends the generating thread: nothing is left that could crash at exit."""
+    import threading
+
+    from tunesmith.chat.base import Sampling
+    from tunesmith.verbs.targets import open_engine
+
+    engine = open_engine(run.id, SILENT)
+    before = threading.active_count()
+    stream = engine.stream([{"role": "user", "content": "Hi"}], Sampling(max_tokens=200, temperature=5.0))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    engine.close()
+
+
+def test_last_passes_over_failed_starts(run: RunFolder) -> None:
+    from tunesmith.verbs.targets import target_of
+
+    failed = RunFolder.create(run.config_path.read_text(encoding="utf-8"), "zz-failed", run.path.parent)
+    failed.update_status(state="failed", created=run.stored_status().created + 100)
+    assert target_of("last", SILENT).adapter == run.checkpoint()
+    failed.delete()
+
+
 def test_references_to_a_run(run: RunFolder, tiny: Path) -> None:
     from tunesmith.verbs.targets import target_of
 

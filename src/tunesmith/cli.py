@@ -244,8 +244,7 @@ def runs_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
     width = max(len(r.id) for r in runs)
     for run in runs:
         status = run.status()
-        loss = status.result.get("eval_loss") or status.result.get("loss")
-        figures = f"  loss {loss:.4f}" if loss is not None else ""
+        figures = "".join(f"  {name.replace('_', ' ')} {value:.4f}" for name, value in status.result.items())
         if status.error:
             figures = f"  {status.error.splitlines()[0]}"
         typer.echo(f"{run.id.ljust(width)}  {status.state:<11}  step {status.step}/{status.total_steps}{figures}")

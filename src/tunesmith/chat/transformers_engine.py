@@ -36,7 +36,7 @@ class TransformersEngine:
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str]:
         import torch
-        from transformers import TextIteratorStreamer
+        from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
         device = next(self.model.parameters()).device
         ids = torch.tensor([self.renderer.prompt_ids(messages)], device=device)
@@ -54,6 +54,15 @@ class TransformersEngine:
         if sampling.temperature > 0:
             options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         failure: list[BaseException] = []
+        left = threading.Event()
+
+        class WhenLeft(StoppingCriteria):
+            """Ends the generation when nobody listens any more (Ctrl-C, a closed page)."""
+
+            def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+                return torch.full((input_ids.shape[0],), left.is_set(), dtype=torch.bool, device=input_ids.device)
+
+        options["stopping_criteria"] = StoppingCriteriaList([WhenLeft()])
 
         def work() -> None:
             try:
@@ -66,8 +75,11 @@ class TransformersEngine:
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
-        yield from _whole(streamer)
-        worker.join()
+        try:
+            yield from _whole(streamer)
+        finally:
+            left.set()
+            worker.join()
         if failure:
             raise failure[0]
 

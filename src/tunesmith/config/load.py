@@ -37,12 +37,15 @@ _Loader.add_implicit_resolver(
 class Source:
     """Where the values of a config came from, for messages: the file and the line of each key."""
 
-    def __init__(self, name: str, lines: Mapping[Key, int]) -> None:
+    def __init__(self, name: str, lines: Mapping[Key, int], overridden: Sequence[Key] = ()) -> None:
         self.name = name
         self.lines = dict(lines)
+        self.overridden = frozenset(overridden)
 
     def place(self, key: Key) -> str:
         """``file:line`` of the key, or of its nearest parent that the file has."""
+        if any(key[:n] in self.overridden for n in range(1, len(key) + 1)):
+            return "command line"
         while key and key not in self.lines:
             key = key[:-1]
         return f"{self.name}:{self.lines[key]}" if key in self.lines else self.name

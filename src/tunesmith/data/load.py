@@ -134,5 +134,7 @@ def bad_rows_error(loaded: Loaded) -> DataError:
     total = len(loaded.bad) + len(loaded.examples)
     return DataError(
         f"{loaded.dataset.path}: {len(loaded.bad)} of {total} rows cannot be read as {loaded.format}:\n{shown}{more}",
-        hint="mend them, or leave them out with data.skip_bad=true; `tunesmith data check` lists all",
+        hint="; ".join(dict.fromkeys(e.hint for e in loaded.bad[:3] if e.hint))
+        + ("; " if any(e.hint for e in loaded.bad[:3]) else "")
+        + "mend them, or leave them out with data.skip_bad=true; `tunesmith data check` lists all",
     )

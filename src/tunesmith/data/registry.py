@@ -57,6 +57,11 @@ def find(name: str, registry: str | None = None) -> DataSet:
         return DataSet(name=path.stem, path=path, file_named=True)
     if path.is_dir():
         raise DataError(f"{path} is a folder; folders are not read yet", hint="name the .json or .jsonl file in it")
+    if path.suffix or path.parent != Path():
+        raise DataError(
+            f"data: there is no file {name!r} in {Path.cwd()}",
+            hint="check the path; it is taken from the current folder",
+        )
     known = sorted({key for book in books for key in _read(book)})
     looked = ", ".join(map(str, books)) or "no dataset_info.json"
     raise DataError(f"no data set or file {name!r} (looked in {looked})", hint=suggestion(name, known))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tunesmith.config.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,7 +20,15 @@ def best_device() -> torch.device:
 
     named = os.environ.get("TUNESMITH_DEVICE")
     if named:
-        return torch.device(named)
+        try:
+            device = torch.device(named)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"TUNESMITH_DEVICE={named}: this device cannot be used here ({str(error).splitlines()[0][:120]})",
+                hint="unset it to take the best device there is, or set it to cpu",
+            ) from error
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

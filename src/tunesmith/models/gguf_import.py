@@ -77,7 +77,7 @@ def _dequantize(gguf: Path, out: Path, progress: Progress) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write_json(out / "origin.json", {"gguf": str(gguf), "bytes": gguf.stat().st_size})
-    progress.finish(str(out))
+    progress.finish()
 
 
 def _metadata(gguf: Path) -> dict[str, Any]:

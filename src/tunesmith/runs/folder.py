@@ -108,7 +108,13 @@ class RunFolder:
     def create(cls, config_text: str, name: str, root: Path | None = None) -> RunFolder:
         """A new folder named ``<date>-<time>-<name>`` under ``root``, with its config. Two at once never share one."""
         root = root or runs_folder()
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{root}: the folder of the runs cannot be made ({error.strerror})",
+                hint="TUNESMITH_HOME (or TUNESMITH_RUNS) names a folder that you may write to",
+            ) from error
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48] or "run"
         stem = f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
         for attempt in range(1000):

@@ -96,6 +96,10 @@ def _read_prompts(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file", hint="--prompts takes one prompt per line, or a JSON list of texts"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as prompts: {error}", hint="one prompt per line, or a JSON list of texts"

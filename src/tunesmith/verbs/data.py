@@ -39,7 +39,7 @@ def check(name: str, progress: Progress, *, model: str | None = None, max_length
     loaded = load_set(name, config)
     total = len(loaded.examples) + len(loaded.bad)
     lines = [f"{loaded.dataset.path}: {total} rows, {loaded.format} ({loaded.reason})"]
-    findings = [Finding("error", e.message) for e in loaded.bad]
+    findings = [Finding("error", f"{e.message} ({e.hint})" if e.hint else e.message) for e in loaded.bad]
     turns = [sum(m.role == "assistant" for m in e.messages) for e in loaded.examples]
     systems = sum(any(m.role == "system" for m in e.messages) for e in loaded.examples)
     if turns:

@@ -107,6 +107,8 @@ def gguf(target: Target, progress: Progress, *, type_: str, out: Path | None = N
         parent = target.run.artifacts if target.run is not None else Path.cwd()
         step = f"-{target.adapter.name}" if target.adapter is not None else ""
         out = parent / f"gguf-{type_}{step}" / f"{slug(target)}-{type_.upper()}.gguf"
+    elif out.is_file():
+        raise ExportError(f"{out} exists already", hint="choose another --out, or remove it first; nothing was changed")
     elif out.suffix != ".gguf":
         out = out / f"{slug(target)}-{type_.upper()}.gguf"
     merged, _ = merged_folder(target, progress)

@@ -55,7 +55,10 @@ def load_config(path: Path | None, overrides: Sequence[str]) -> TrainRun:
     for key, long in SHORT.items():
         if isinstance(values.get(key), (str, list)):
             values[key] = {long: values[key]}
-    merged = apply_overrides(values, [_long(text) for text in overrides])
+    written = [_long(text) for text in overrides]
+    merged = apply_overrides(values, written)
+    keys = [tuple(text.partition("=")[0].strip().split(".")) for text in written]
+    source = Source(source.name if source else "command line", source.lines if source else {}, keys)
     for key in ("model", "data"):
         if key not in merged and merged.keys() <= TrainRun.model_fields.keys():
             what = f"{path}: " if path is not None else ""

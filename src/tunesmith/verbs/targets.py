@@ -14,7 +14,7 @@ from tunesmith.hub.names import check_run_point
 from tunesmith.hub.reference import Reference, parse
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.local import LocalModel, localize
-from tunesmith.runs.folder import RunFolder, find_run
+from tunesmith.runs.folder import RunFolder, find_run, list_runs
 from tunesmith.verbs.run_config import TrainRun, config_of_run
 
 if TYPE_CHECKING:
@@ -46,8 +46,12 @@ def reference_of(text: str) -> Reference:
     bare = "/" not in text and ":" not in text and not Path(text).exists()
     if bare or (Path(text) / "config.yaml").is_file():
         word, _, point = text.partition("@")
+        if not word:
+            raise UserError(
+                f"{text!r} names no run or model", hint="write a run's id, last, demo, ./folder or hf:org/name"
+            )
         try:
-            run = find_run(word)
+            run = _last_trained() if word == "last" else find_run(word)
         except ReferenceNotFoundError:
             if text != "demo" and bare and "+" not in text:
                 raise
@@ -57,6 +61,11 @@ def reference_of(text: str) -> Reference:
                     check_run_point(point)
                 return Reference("run", str(run.path) if "/" in word else run.id, point=point or None)
     return parse(text)
+
+
+def _last_trained() -> RunFolder:
+    """The newest run that has something to open; failed starts are passed over. Raises ReferenceNotFoundError."""
+    return next((run for run in list_runs() if run.checkpoint_steps()), None) or find_run("last")
 
 
 def target_of(text: str, progress: Progress) -> Target:

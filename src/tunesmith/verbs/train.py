@@ -61,16 +61,18 @@ def _absolute(path: str) -> str:
 
 
 def check_parts(config: TrainRun) -> None:
-    """Everything about a config that can be said without downloading or opening a model. Raises UserError."""
-    from tunesmith.data.registry import find
+    """Everything about a config that can be said without downloading or opening a model: its data is read.
+
+    Raises UserError.
+    """
+    from tunesmith.data.load import load
     from tunesmith.hub.reference import parse
     from tunesmith.hub.resolve import resolve_model
 
     reference = parse(config.model.ref)
     if reference.kind not in ("hf", "ms", "hub", "demo"):
         resolve_model(reference)
-    for name in (*config.data.train, *config.data.eval):
-        find(name, config.data.registry)
+    load(config.data, config.train.seed)
 
 
 def execute(run: RunFolder, progress: Progress) -> RunFolder:
