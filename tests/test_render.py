@@ -109,6 +109,24 @@ def test_the_date_is_pinned(renderer: Renderer) -> None:
     assert "02 Jan 2026" in with_template(renderer, DATED).render(chat("a", "b")).text
 
 
+def test_a_token_across_the_border_is_counted_and_not_learned(renderer: Renderer) -> None:
+    """A prompt that ends in a space shares a token with the answer ("▁hello"): serving could not produce it."""
+    spaced = with_template(
+        renderer, TRIMMING.replace("m.role + '\n'", "m.role + ': '").replace("assistant\n", "assistant: ")
+    )
+    rendered = spaced.render(chat("a", "hello"))
+    assert rendered.text.endswith("assistant: hello<|im_end|>\n") and rendered.straddling == 1
+    assert learned_text(spaced, chat("a", "hello")) == [END]
+    assert renderer.render(chat("a", "hello")).straddling == 0
+
+
+def test_a_tokenizer_with_named_templates_uses_the_default(renderer: Renderer) -> None:
+    tokenizer = copy.copy(renderer.tokenizer)
+    tokenizer.chat_template = {"default": TRIMMING, "tool_use": SHOUTING}
+    named = Renderer(tokenizer, date=renderer.date)
+    assert learned_text(named, chat("a", "one")) == ["one" + END]
+
+
 def test_no_template_is_said(renderer: Renderer) -> None:
     with pytest.raises(RenderError, match="no chat template"):
         with_template(renderer, "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.config.errors import RenderError
@@ -27,6 +27,8 @@ class Rendered:
     offsets: tuple[Span, ...]
     origin: str = ""
     dropped_turns: int = 0
+    straddling: int = 0
+    """Learned turns whose first token also holds the end of the prompt before them; that token is not learned."""
 
     @property
     def learned(self) -> int:
@@ -97,7 +99,7 @@ class Renderer:
             chat = shorter
             rendered = self._render(chat)
         if dropped:
-            rendered = Rendered(rendered.ids, rendered.mask, rendered.text, rendered.offsets, chat.origin, dropped)
+            rendered = replace(rendered, dropped_turns=dropped)
         return rendered
 
     def _render(self, chat: Chat) -> Rendered:
@@ -117,7 +119,8 @@ class Renderer:
                     mask[t] = 1
         if spans and not any(mask):
             raise RenderError(f"{chat.origin}: no token of the answer would be learned")
-        return Rendered(tuple(ids), tuple(mask), text, tuple(offsets), chat.origin)
+        straddling = sum(any(a < start < b for a, b in offsets) for start, _ in spans)
+        return Rendered(tuple(ids), tuple(mask), text, tuple(offsets), chat.origin, straddling=straddling)
 
     def _template_ids(self, messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[int]:
         result = self.tokenizer.apply_chat_template(

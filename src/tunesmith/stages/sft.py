@@ -38,6 +38,7 @@ class Row:
     mask: tuple[int, ...]
     origin: str
     dropped_turns: int = 0
+    straddling: int = 0
 
     @property
     def length(self) -> int:
@@ -73,7 +74,7 @@ class Sft:
 
     def encode(self, example: Example) -> Row:
         rendered = self.renderer.render(example)
-        return Row(rendered.ids, rendered.mask, rendered.origin, rendered.dropped_turns)
+        return Row(rendered.ids, rendered.mask, rendered.origin, rendered.dropped_turns, rendered.straddling)
 
     def collate(self, items: Sequence[Row], *, packed: bool) -> Batch:
         import torch

@@ -108,6 +108,7 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     from tunesmith.models.devices import best_device, set_threads
     from tunesmith.models.open import open_model
     from tunesmith.models.precision import resolve_precision
+    from tunesmith.render.stop import end_of_turn_token
     from tunesmith.runs.plot import plot_loss
     from tunesmith.train.loop import Setup, train
     from tunesmith.train.masters import Masters
@@ -122,6 +123,10 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     progress.say(f"device {device.type}, {precision}{f' ({why})' if why else ''}, {torch.get_num_threads()} threads")
     local, renderer = open_renderer(config.model, config.data, progress)
+    if end_of_turn_token(renderer) is None:
+        progress.say(
+            "warning: the chat template puts no special token after an answer; the model may not learn to stop"
+        )
     stage = load_plugin(STAGES, config.stage.kind).build(config.stage, renderer)
     rows = encode(config, stage, progress)
     _pin_rows(run, rows)
@@ -205,6 +210,12 @@ def encode(config: TrainRun, stage: Stage, progress: Progress) -> Rows:
     if shortened:
         progress.say(
             f"{shortened} conversations lost their earliest turns to fit data.max_length={config.data.max_length}"
+        )
+    straddling = sum(getattr(item, "straddling", 0) for item in rows.train)
+    if straddling:
+        progress.say(
+            f"warning: the first token of {straddling} answers also holds the end of the prompt before it, and is not learned "
+            "(answers that begin with white space, or a chat template that ends its prompt with some)"
         )
     for message in left_out:
         progress.say(f"left out: {message}")
