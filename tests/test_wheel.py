@@ -36,7 +36,7 @@ def test_the_wheel_runs_the_demo(tmp_path: Path) -> None:
     with ollama_server.serving(tmp_path, answer=ollama_server.llama_cpp) as server:
         settings = {"TUNESMITH_HOME": str(TEST_HOME), "TUNESMITH_RUNS": str(runs), "OLLAMA_HOST": server.url}
         done = call(str(tmp_path / "venv" / "bin" / "tunesmith"), "demo", "train.max_steps=8", **settings)
-        assert list(server.models) == ["lantern-bay:latest"] or "lantern-bay" in str(server.models)
+        assert "lantern-bay" in str(server.models)
     (run,) = runs.iterdir()
     for heading in range(1, 7):
         assert f"[{heading}/6]" in done.stdout

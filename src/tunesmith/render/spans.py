@@ -3,7 +3,8 @@
 Two ways, both checked against the one rendered text:
 
 * the start of an answer is where the prompt before it ends (``render(messages[:i], add_generation_prompt=True)``), if
-  that text is a prefix of the whole: then exactly what the model will generate is learned (an empty thinking block too);
+  that text is a prefix of the whole: then what the model will generate is learned (an empty thinking block too), but for a
+  first token that also holds the end of the prompt: it is counted and told, not learned;
 * the end is found by rendering the whole conversation again with a marker in place of the answer: everything after the
   marker must be the same text. This holds for templates that treat earlier and last turns differently.
 """
