@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 Role = Literal["system", "user", "assistant", "tool"]
+MEDIA_KINDS = ("image", "audio", "video")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. ``train`` says whether it is learned: None = as its role says (assistant turns are)."""
+    """One turn. ``train`` says whether it is learned: None = as its role says (assistant turns are).
+
+    ``thinking`` is what the assistant thought before ``content``; where a row writes it into the text (``<think>…</think>``
+    at the beginning) it is taken apart, and the chat template puts it back in its own way.
+    ``tool_calls`` are ``{"type": "function", "id"?: …, "function": {"name": …, "arguments": {…}}}``.
+    ``name`` is the tool that a ``tool`` turn comes from, ``tool_call_id`` the call that it answers.
+    """
 
     role: Role
     content: str
     tool_calls: tuple[dict[str, Any], ...] = ()
     train: bool | None = None
+    thinking: str = ""
+    name: str = ""
+    tool_call_id: str = ""
 
     @property
     def learned(self) -> bool:
@@ -24,9 +34,25 @@ class Message:
     def as_dict(self) -> dict[str, Any]:
         """The form chat templates take."""
         value: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.thinking:
+            value["reasoning_content"] = self.thinking
         if self.tool_calls:
             value["tool_calls"] = list(self.tool_calls)
+        for key in ("name", "tool_call_id"):
+            if getattr(self, key):
+                value[key] = getattr(self, key)
         return value
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture, sound or film of a conversation: carried, not opened. ``source`` is a path or an address.
+
+    The n-th of a kind belongs to the n-th ``<image>``, ``<audio>`` or ``<video>`` in the texts.
+    """
+
+    kind: Literal["image", "audio", "video"]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -35,7 +61,7 @@ class Chat:
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
-    media: tuple[str, ...] = ()
+    media: tuple[Media, ...] = ()
     origin: str = field(default="", compare=False)
 
     def as_dicts(self) -> list[dict[str, Any]]:
@@ -51,5 +77,62 @@ class Chat:
         return next((m.content for m in reversed(self.messages) if m.role == "assistant"), "")
 
 
-Example = Chat
-"""The union of example kinds; preference pairs, feedback, prompts and plain text join it with their stages."""
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, the better one first. ``prompt`` ends with a user or tool turn; ``chosen`` and ``rejected``
+    are the turns after it (mostly one assistant turn each)."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    media: tuple[Media, ...] = ()
+    origin: str = field(default="", compare=False)
+
+    def chats(self) -> tuple[Chat, Chat]:
+        """The chosen and the rejected conversation; the turns of the prompt are not learned."""
+        before = tuple(replace(m, train=False) for m in self.prompt)
+        chosen, rejected = (
+            Chat((*before, *turns), self.tools, self.media, self.origin) for turns in (self.chosen, self.rejected)
+        )
+        return chosen, rejected
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A conversation whose last answer was found good or bad (KTO)."""
+
+    chat: Chat
+    good: bool
+
+    @property
+    def origin(self) -> str:
+        return self.chat.origin
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked, the answer left to the model (PPO, GRPO). ``reference`` is a right answer to compare with;
+    ``verifier`` says how an answer is judged: ``{"kind": "math" | "regex" | …, …}``, read by the stage's rewards."""
+
+    messages: tuple[Message, ...]
+    reference: str | None = None
+    verifier: dict[str, Any] | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    media: tuple[Media, ...] = ()
+    origin: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text, every token of which is learned (pre-training)."""
+
+    text: str
+    origin: str = field(default="", compare=False)
+
+
+Example: TypeAlias = Chat | Preference | Feedback | Prompt | Text
+KINDS: dict[str, type[Any]] = {
+    "chat": Chat, "preference": Preference, "feedback": Feedback, "prompt": Prompt, "text": Text,
+}  # fmt: skip
+"""Names of the kinds, for messages and for what a stage asks for."""

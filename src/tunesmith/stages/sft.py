@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict
 
 from tunesmith.config.base import Config as BaseConfig
+from tunesmith.data.example import Chat
 from tunesmith.stages.base import Loss
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from tunesmith.data.example import Example
     from tunesmith.render.conversation import Renderer
+
+
+EXAMPLES = "chat"
+"""The kind of example (``data.example.KINDS``) it learns from."""
 
 
 class Config(BaseConfig):
@@ -73,6 +78,7 @@ class Sft:
     pad_id: int
 
     def encode(self, example: Example) -> Row:
+        assert isinstance(example, Chat), "the data were not adapted to what this stage learns from"
         rendered = self.renderer.render(example)
         return Row(rendered.ids, rendered.mask, rendered.origin, rendered.dropped_turns, rendered.straddling)
 
