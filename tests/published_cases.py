@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tunesmith.data.example import Chat, Message
@@ -14,7 +15,7 @@ PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "descr
 TOOLS = ({"type": "function", "function": {"name": "weather", "description": "Weather now.", "parameters": PARAMETERS}},)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A conversation and what it tries. ``marks[i]`` are the unique words of message i that a rendering must show, in order."""
 
@@ -41,6 +42,7 @@ class _Words:
         return f"{self()} {middle} {self()}"
 
 
+@cache
 def cases(end: str = "") -> tuple[Case, ...]:
     """All cases; ``end`` is the family's end of turn, which one of them writes into the words themselves."""
     return tuple(Case(name, chat, tuple(map(_marks, chat.messages))) for name, chat in _chats(end))
@@ -104,11 +106,5 @@ def thought_marks(message: Message) -> tuple[str, ...]:
 
 
 def _unique_words(text: str) -> list[str]:
-    import re
-
     return re.findall(r"Q[a-j]\d+q", text)
 
-
-def flat(marks: tuple[tuple[str, ...], ...]) -> list[str]:
-    """Every mark, in order."""
-    return list(itertools.chain.from_iterable(marks))

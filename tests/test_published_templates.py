@@ -192,9 +192,11 @@ def test_the_rules_agree_with_the_twins_of_trl(template: Published) -> None:
         marked = _apply(template, case, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **twin)
         offsets = tokenizer_for(template)(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         theirs = {i for (a, b), learned in zip(offsets, marked["assistant_masks"]) if learned for i in range(a, b)}
-        rules = {i for turn in expected_turns(template, case, text) for i in range(turn.start, turn.end)}
-        more = "".join(text[i] if i in theirs - rules else "\0" for i in range(len(text)))
-        assert rules <= theirs, f"{case.name}: trl does not learn {''.join(text[i] for i in sorted(rules - theirs))!r}"
+        turns = expected_turns(template, case, text)
+        sure = {i for turn in turns for i in range(turn.sure, turn.end)}
+        ours_at_most = {i for turn in turns for i in range(turn.start, turn.end)}
+        more = "".join(text[i] if i in theirs - ours_at_most else "\0" for i in range(len(text)))
+        assert sure <= theirs, f"{case.name}: trl does not learn {''.join(text[i] for i in sorted(sure - theirs))!r}"
         assert [run for run in more.split("\0") if not TRL_MORE.fullmatch(run)] == [], case.name
         compared += 1
     assert compared or template.name in NO_SAME_TEXT
@@ -210,12 +212,11 @@ NO_SAME_TEXT = {
 
 @pytest.mark.parametrize("template", [p for p in published() if p.values[0].stop])
 def test_ollama_stops_at_the_same_end(template: Published) -> None:
-    """Ollama's stop texts of the same model name the family's end of turn, or the header that follows it."""
-    end = template.tokens.end
-    assert not end or end in template.stop or template.name in OTHER_STOPS
-
-
-OTHER_STOPS: dict[str, str] = {}
+    """Ollama's stop texts of the same model name the family's end of turn, unless that is eos, where Ollama stops anyway."""
+    family = template.tokens
+    if template.name == "ollama/dolphin-llama3:8b":
+        pytest.skip("Ollama's library has another build of it, which speaks ChatML")
+    assert family.end in {"", family.eos, *template.stop}
 
 
 # --- Mistral's own tokenizers ------------------------------------------------------------------------------------
