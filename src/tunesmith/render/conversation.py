@@ -49,6 +49,8 @@ class Rendered:
     """Learned turns whose first token also holds the end of the prompt before them; that token is not learned."""
     dropped_thinking: int = 0
     """Learned turns whose thinking the template does not show: it is not learned."""
+    dropped_words: int = 0
+    """Learned turns that call a tool and say something beside it which the template does not show."""
     unended: int = 0
     """Learned answers after which the template writes no end-of-turn."""
     unlike_serving: int = 0
@@ -215,6 +217,7 @@ class Renderer:
             chat.origin,
             straddling=straddling_tokens(offsets, found.spans),
             dropped_thinking=found.dropped_thinking,
+            dropped_words=found.dropped_words,
             unended=found.unended,
             unlike_serving=found.unlike_serving,
             ignored_tools=len(chat.tools) if chat.tools and not self.traits.tools else 0,

@@ -34,7 +34,8 @@ class Endings:
 
     ``last`` and ``middle`` end an answer at the end and in the middle of a conversation, ``call`` a turn that calls a tool
     (``call_tail`` is all that stands after the last argument of its call).
-    ``generation`` is the generation prompt alone. ``headers``: where no turn has an end, the special tokens that begin the
+    ``openings``: what stands between the words of a turn (by its role) and an answer, both in a prompt and where the answer is
+    written already; ``header`` is the part of it that opens the assistant's turn. ``headers``: where no turn has an end, the special tokens that begin the
     next turn; models of such templates stop by writing them. ``following`` begins the turn after a middle answer.
     """
 
@@ -43,12 +44,19 @@ class Endings:
     middle: str
     call: str
     call_tail: str
-    generation: str
+    openings: dict[str, str]
+    header: str
     headers: tuple[str, ...]
     following: str
 
-    def length(self, tail: str, *, call: bool = False) -> int:
-        """Characters of ``tail`` (what the template writes after the words of a turn) that belong to the turn."""
+    def length(self, tail: str, *, call: bool = False, wordless: bool = False) -> int:
+        """Characters of ``tail`` (what the template writes after the words of a turn) that belong to the turn.
+
+        ``wordless``: the turn has no words; ``tail`` is then all of it, and the end need not be at the beginning.
+        """
+        if wordless and not call:
+            ends = [end.strip() for end in (self.last, self.middle, *self.headers) if end]
+            return min((tail.find(end) + len(end) for end in ends if end in tail), default=0)
         if call:
             at = tail.find(self.call) if self.call else -1
             if at >= 0:
@@ -75,15 +83,19 @@ def find_endings(renderer: TextRenderer) -> Endings:
     asked = renderer.text([{"role": "user", "content": NEXT}])
     prompted = renderer.text([{"role": "user", "content": NEXT}], generation=True)
     generation = prompted.removeprefix(os.path.commonprefix([asked, prompted]))
-    question_end = _after(prompted, NEXT)
-    last, middle = _ends(final, between, question_end, specials)
+    last, middle = _ends(final, between, _after(prompted, NEXT), specials)
     headers: tuple[str, ...] = ()
     if not last and not middle and not final.strip():
         first = next(iter(_leading(between, specials)), None)
         if first is not None:
             headers = _openers(renderer, between[: first[1]].strip(), specials)
+    openings = {"user": _opening(renderer, [{"role": "user", "content": NEXT}], specials)}
+    told = [QUESTION, call_of({"place": WORD}), {"role": "tool", "content": NEXT, "name": "look", "tool_call_id": "abcde1234"}]
+    openings["tool"] = _opening(renderer, told, specials)
+    at = openings["user"].rfind(generation[: _boundary(generation, openings["user"], specials)]) if generation else -1
+    header = openings["user"][at:] if at >= 0 else ""
     call, call_tail = _call_end(renderer, (last, middle), specials)
-    return Endings(specials, last, middle, call, call_tail, generation, headers, between[len(middle) :])
+    return Endings(specials, last, middle, call, call_tail, openings, header, headers, between[len(middle) :])
 
 
 def special_texts(tokenizer: Any) -> tuple[str, ...]:
@@ -125,6 +137,36 @@ def _ends(final: str, between: str, question_end: str, specials: Sequence[str]) 
     if plain.strip() and between.startswith(plain):  # an end in plain letters, or of a token the tokenizer lacks
         return plain, plain
     return plain, ""
+
+
+def _opening(renderer: TextRenderer, before: list[dict[str, Any]], specials: Sequence[str]) -> str:
+    """What stands between the last words of ``before`` and an answer: what a prompt has in common with answers that are
+    written already, last, in the middle, and thought about. Thinking that only some of them begin with is not in it."""
+    answer = {"role": "assistant", "content": ANSWER}
+    texts = []
+    for turns in ([answer], [answer, QUESTION], [{**answer, "reasoning_content": f"{WORD}c"}]):
+        try:
+            literal, found, _ = _after(renderer.text([*before, *turns]), NEXT).partition(WORD)
+        except RenderError:
+            continue
+        texts += [literal] if found else []
+    try:
+        opening = _after(renderer.text(before, generation=True), NEXT)
+    except RenderError:
+        return ""
+    for text in texts:
+        opening = opening[: _boundary(opening, text, specials)]
+    return opening if texts else ""
+
+
+def _boundary(one: str, other: str, specials: Sequence[str]) -> int:
+    """Length of what both texts begin with, to the end of a line or special token unless one of them ends there."""
+    length = len(os.path.commonprefix([one, other]))
+    if length in (len(one), len(other)):
+        return length
+    ends = [one.rfind("\n", 0, length) + 1]
+    ends += [one.rfind(s, 0, length) + len(s) for s in specials if s in one[:length]]
+    return max(ends)
 
 
 def _openers(renderer: TextRenderer, first: str, specials: Sequence[str]) -> tuple[str, ...]:

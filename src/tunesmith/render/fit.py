@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tunesmith.config.errors import RenderError
-from tunesmith.render.traits import THINKING_KEYS, Messages, Traits
+from tunesmith.render.traits import THINKING_KEYS, Messages, Traits, as_parts, with_thinking
 
 
 def fit(messages: Messages, traits: Traits) -> list[dict[str, Any]]:
@@ -23,12 +23,7 @@ def fit(messages: Messages, traits: Traits) -> list[dict[str, Any]]:
         fitted = _with_calls(fitted, traits)
     if any(m.get("role") == "system" for m in fitted) and not traits.system:
         fitted = _without_system(fitted)
-    return fitted
-
-
-def with_thinking(thinking: str, content: str) -> str:
-    """Thinking and answer as one text, as data and reasoning models write it."""
-    return f"<think>\n{thinking}\n</think>\n\n{content}"
+    return [as_parts(m) for m in fitted] if traits.parts else fitted
 
 
 def _with_thinking(message: dict[str, Any], traits: Traits) -> dict[str, Any]:
@@ -38,6 +33,8 @@ def _with_thinking(message: dict[str, Any], traits: Traits) -> dict[str, Any]:
     rest = {key: value for key, value in message.items() if key not in THINKING_KEYS}
     if traits.thinking_key == "content":
         return {**rest, "content": with_thinking(thinking, rest.get("content") or "")}
+    if traits.thinking_key is None:
+        return rest
     return {**rest, traits.thinking_key: thinking}
 
 

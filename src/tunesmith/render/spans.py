@@ -36,19 +36,21 @@ class Found:
     spans: tuple[Span, ...] = ()
     turns: tuple[int, ...] = ()
     dropped_thinking: int = 0
+    dropped_words: int = 0
     unended: int = 0
     unlike_serving: int = 0
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A turn in the text: its words are in ``[first, last)`` (None: no words), all of it in ``[lower, upper)``."""
+class _Run:
+    """Words of one turn with nothing of another turn between them, in ``[first, last)``; the template's own text around them
+    goes from ``lower`` to ``upper``. A turn without words has one run with ``first`` None."""
 
     first: int | None
-    last: int | None
+    last: int
     lower: int
     upper: int
-    thinking: bool
+    parts: frozenset[str]
 
 
 def learned_spans(
@@ -77,33 +79,44 @@ def find_learned(
     exactly, or when the template leaves out what a turn says.
     """
     slots = _slots(renderer, messages, text, tools, origin)
-    spans: list[Span] = []
-    turns = [i for i, wanted in enumerate(learned) if wanted]
-    dropped = unended = unlike = floor = 0
     places = None if slots is None else _places(slots, len(messages), len(text))
-    for i in turns:
+    spans: list[Span] = []
+    turns: list[int] = []
+    counts = {"dropped_thinking": 0, "dropped_words": 0, "unended": 0, "unlike_serving": 0}
+    for i in (i for i, wanted in enumerate(learned) if wanted):
         message = messages[i]
-        place = places[i] if places is not None else _alone(renderer, messages, i, text, tools, origin)
-        start, like = _start(renderer, messages, i, text, tools, floor, place)
+        runs = places[i] if places is not None else [_alone(renderer, messages, i, text, tools, origin)]
+        floor = max((end for _, end in spans), default=0)
+        start, like = _start(renderer, messages, i, text, tools, floor, runs[0])
         if start is None:
-            raise _lost(origin, i)
-        after = place.last if place.last is not None else start
-        calls = bool(message.get("tool_calls"))
-        length = renderer.endings.length(text[after : place.upper], call=calls)
-        spans.append((start, after + length))
-        floor = after + length
+            raise _lost(origin, i, empty=True)
+        for run in runs:
+            begin = start if run is runs[0] or run.first is None else run.first
+            after = begin if run.first is None else run.last
+            calls = bool(message.get("tool_calls")) and (len(runs) == 1 or "call" in run.parts)
+            length = renderer.endings.length(text[after : run.upper], call=calls, wordless=run.first is None)
+            spans.append((begin, after + length))
+            turns.append(i)
         if message["role"] == "assistant":
-            unlike += not like
-            unended += not _ends(renderer.endings, text[after : after + length])
-            dropped += bool(message.get("reasoning_content", "").strip()) and not place.thinking
-    return Found(tuple(spans), tuple(turns), dropped, unended, unlike)
+            shown = frozenset().union(*(run.parts for run in runs))
+            counts["unlike_serving"] += not like
+            counts["unended"] += not _ends(renderer.endings, text[after : after + length])
+            counts["dropped_thinking"] += bool(message.get("reasoning_content", "").strip()) and "thinking" not in shown
+            counts["dropped_words"] += bool(message["content"].strip()) and "content" not in shown
+    order = sorted(range(len(spans)), key=spans.__getitem__)
+    return Found(tuple(spans[k] for k in order), tuple(turns[k] for k in order), **counts)
 
 
 def _ends(endings: Endings, tail: str) -> bool:
     return any(e and tail.endswith(e.strip()) for e in (endings.last, endings.middle, endings.call, *endings.headers))
 
 
-def _lost(origin: str, i: int) -> RenderError:
+def _lost(origin: str, i: int, *, empty: bool = False) -> RenderError:
+    if empty:
+        return RenderError(
+            f"{origin}: turn {i + 1} is empty, and the chat template leaves no trace of where it stands",
+            hint="remove the empty answer: it would teach the model to say nothing",
+        )
     return RenderError(
         f"{origin}: cannot tell where turn {i + 1} stands in the rendered text: the chat template rewrites it",
         hint="this template treats the words of the answer in a special way; look at the row, or report the model",
@@ -122,7 +135,12 @@ def _slots(
     literals, marks = marked.shown(other)
     slots = align(text, literals, marks)
     shown = set(marks)
-    left_out = next((m for m in marked.marks if m.part != "thinking" and m not in shown), None)
+    # Thinking, and words beside a tool call, are counted; the rest may not get lost.
+    may_go = {i for i, m in enumerate(messages) if m.get("tool_calls")}
+    left_out = next(
+        (m for m in marked.marks if m not in shown and (m.part == "call" or m.part == "content" and m.turn not in may_go)),
+        None,
+    )
     if left_out is not None and left_out.value.strip() not in text:
         role = messages[left_out.turn]["role"]
         what = "the tool call of " if left_out.part == "call" else ""
@@ -133,45 +151,40 @@ def _slots(
     return slots
 
 
-def _places(slots: list[Slot], turns: int, length: int) -> list[_Place]:
-    """The place of each turn, in one pass over the slots."""
-    by_turn: list[list[int]] = [[] for _ in range(turns)]
-    for k, slot in enumerate(slots):
-        by_turn[slot.mark.turn].append(k)
-    places: list[_Place] = []
+def _places(slots: list[Slot], turns: int, length: int) -> list[list[_Run]]:
+    """The runs of each turn, in one pass over the slots."""
+    places: list[list[_Run]] = [[] for _ in range(turns)]
+    at = 0
+    while at < len(slots):
+        past = at
+        while past < len(slots) and slots[past].mark.turn == slots[at].mark.turn:
+            past += 1
+        lower = slots[at - 1].end if at else 0
+        upper = slots[past].start if past < len(slots) else length
+        parts = frozenset(slot.mark.part for slot in slots[at:past])
+        places[slots[at].mark.turn].append(_Run(slots[at].start, slots[past - 1].end, lower, upper, parts))
+        at = past
     lower = 0
-    for own in by_turn:
-        if own:
-            before = slots[own[0] - 1].end if own[0] else 0
-            upper = slots[own[-1] + 1].start if own[-1] + 1 < len(slots) else length
-            first, last = slots[own[0]].start, slots[own[-1]].end
-            thinking = any(slots[k].mark.part == "thinking" for k in own)
-            places.append(_Place(first, last, before, upper, thinking))
-            lower = max(lower, last)
-        else:
-            places.append(_Place(None, None, lower, length, False))
-    upper = length
-    for i in reversed(range(turns)):
-        first = places[i].first
-        if first is None:
-            places[i] = _Place(None, None, places[i].lower, upper, False)
-        else:
-            upper = first
+    for i, runs in enumerate(places):
+        if not runs:
+            upper = min((run.first for later in places[i + 1 :] for run in later if run.first is not None), default=length)
+            runs.append(_Run(None, lower, lower, max(lower, upper), frozenset()))
+        lower = max(lower, *(run.last for run in runs))
     return places
 
 
 def _alone(
     renderer: TextRenderer, messages: list[dict[str, Any]], i: int, text: str, tools: Sequence[Any], origin: str
-) -> _Place:
+) -> _Run:
     """The place of one turn, found by marking that turn only: before and after its words the text must be the same."""
     marked = Marked(messages, (i,), text)
     if not marked.marks:
-        return _Place(None, None, 0, len(text), False)
+        return _Run(None, 0, 0, len(text), frozenset())
     literals, marks = marked.shown(renderer.text(marked.messages, tools=tools))
     head, tail = literals[0], literals[-1]
     if not marks or not text.startswith(head) or not text.endswith(tail) or len(text) - len(tail) < len(head):
         raise _lost(origin, i)
-    return _Place(len(head), len(text) - len(tail), 0, len(text), any(m.part == "thinking" for m in marks))
+    return _Run(len(head), len(text) - len(tail), 0, len(text), frozenset(m.part for m in marks))
 
 
 def _start(
@@ -181,7 +194,7 @@ def _start(
     text: str,
     tools: Sequence[Any],
     floor: int,
-    place: _Place,
+    place: _Run,
 ) -> tuple[int | None, bool]:
     """Where turn ``i`` begins, and whether that is where the prompt at serving ends."""
     limit = place.upper if place.first is None else place.first
@@ -194,6 +207,10 @@ def _start(
             prompt = ""
         if prompt and text.startswith(prompt) and floor <= len(prompt) <= limit:
             return len(prompt), True
-    header = renderer.endings.generation
-    at = text.rfind(header, max(floor, place.lower), limit) if header.strip() else -1
+    begin = max(floor, place.lower)
+    opening = renderer.endings.openings.get(messages[i - 1]["role"], "") if i > 0 else ""
+    if opening and text.startswith(opening, begin) and begin + len(opening) <= limit:
+        return begin + len(opening), False
+    header = renderer.endings.header
+    at = text.rfind(header, begin, limit) if header.strip() else -1
     return (at + len(header) if at >= 0 else place.first), i == 0

@@ -29,8 +29,10 @@ def tagged_spans(
 
 
 def narrowed(found: Found, tagged: Sequence[Span], assistants: set[int], origin: str) -> Found:
-    """``found`` with the assistant turns begun where the template's tags say so, never before the prompt ends, and ended where
-    the tags do, never before the end-of-turn. Raises RenderError when the tags leave such a turn out: one of both is wrong.
+    """``found`` with the assistant turns begun where the template's tags say so, but never before the prompt ends.
+
+    They end at the end-of-turn: what tags mark after it (a line end, mostly) is never generated. Raises RenderError when
+    the tags leave a turn out: one of both is wrong.
     """
     spans = []
     for turn, (start, end) in zip(found.turns, found.spans):
@@ -41,6 +43,6 @@ def narrowed(found: Found, tagged: Sequence[Span], assistants: set[int], origin:
                     f"{origin}: the generation tags of the chat template leave out turn {turn + 1}, which is to be learned",
                     hint="the tags stand in the wrong place; set model.template to a template without them",
                 )
-            start, end = max(start, own[0][0]), max(end, own[-1][1])
+            start = max(start, own[0][0])
         spans.append((start, end))
     return replace(found, spans=tuple(spans))

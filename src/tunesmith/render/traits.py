@@ -39,6 +39,17 @@ def call_of(arguments: Any, identity: str | None = "abcde1234") -> dict[str, Any
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
+def with_thinking(thinking: str, content: str) -> str:
+    """Thinking and answer as one text, as data and reasoning models write it."""
+    return f"<think>\n{thinking}\n</think>\n\n{content}"
+
+
+def as_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its content as a list of one text."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}] if content else []} if isinstance(content, str) else message
+
+
 class Traits:
     """Each trait is probed when first asked for, once per renderer."""
 
@@ -47,19 +58,29 @@ class Traits:
 
     def _render(self, messages: Messages, tools: Sequence[Any] = ()) -> str:
         """The probe's text, empty when the template refuses it."""
+        return self._try([as_parts(m) for m in messages] if self.parts else messages, tools)
+
+    def _try(self, messages: Messages, tools: Sequence[Any] = ()) -> str:
         try:
             return self._raw(messages, False, tools)
         except RenderError:
             return ""
 
     @cached_property
-    def thinking_key(self) -> str:
-        """The key under which the template reads what an assistant turn thought; "content" when it reads none: the
-        thinking then stands in the content between ``<think>`` tags, where some templates still look for it."""
+    def thinking_key(self) -> str | None:
+        """The key under which the template reads what an assistant turn thought. "content" when it reads none: the thinking
+        then stands in the content between ``<think>`` tags. None: it cuts it off there too (DeepSeek-R1's does)."""
         for key in THINKING_KEYS:
             if WORD in self._render([QUESTION, {"role": "assistant", "content": "Hello", key: WORD}]):
                 return key
-        return "content"
+        content = with_thinking(WORD, "Hello")
+        return "content" if WORD in self._render([QUESTION, {"role": "assistant", "content": content}]) else None
+
+    @cached_property
+    def parts(self) -> bool:
+        """Does the template want contents as lists of parts (those for pictures do)?"""
+        whole, parts = ({"role": "user", "content": c} for c in (WORD, [{"type": "text", "text": WORD}]))
+        return WORD not in self._try([whole]) and WORD in self._try([parts])
 
     @cached_property
     def arguments(self) -> Literal["mapping", "json"] | None:
@@ -87,8 +108,10 @@ class Traits:
 
     @cached_property
     def system(self) -> bool:
-        """Does the template write a system turn?"""
-        return WORD in self._render([{"role": "system", "content": WORD}, QUESTION])
+        """Does the template write a system turn, in a prompt and in a conversation that is over?"""
+        asked = [{"role": "system", "content": WORD}, QUESTION]
+        answered = [*asked, {"role": "assistant", "content": "Hello"}]
+        return WORD in self._render(asked) and WORD in self._render(answered)
 
     @cached_property
     def tools(self) -> bool:
