@@ -11,8 +11,9 @@ from typing import Any
 
 from tunesmith.data.example import Chat, Message
 
+TOOL_WORDS = "Weather now."
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "Name."}}, "required": ["city"]}
-TOOLS = ({"type": "function", "function": {"name": "weather", "description": "Weather now.", "parameters": PARAMETERS}},)
+TOOLS = ({"type": "function", "function": {"name": "weather", "description": TOOL_WORDS, "parameters": PARAMETERS}},)
 
 
 @dataclass(frozen=True, eq=False)

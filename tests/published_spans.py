@@ -11,18 +11,19 @@ import re
 from dataclasses import dataclass
 
 from published import Published
-from published_cases import Case, thought_marks
+from published_cases import TOOL_WORDS, Case, thought_marks
 
 
 @dataclass(frozen=True)
 class Rule:
-    """``ends`` "" = nothing ends a turn: its words alone are learned, with the white space around them. An end that may be
-    missing at the very end of the text is written as ``(?:…|\\Z)``. ``free``: what may stand next and be learned or not,
-    because the prompt holds it in one mode of the model and the answer in another (an empty thinking block)."""
+    """``ends`` "" = nothing ends a turn: its words alone are learned. An end that may be missing at the very end of the text is
+    written as ``(?:…|\\Z)``. ``free``: what may stand after the opening and be learned or not, because the prompt holds it in one
+    mode of the model and the answer in another (an empty thinking block); ``after``: the same after the end."""
 
     opens: str
     ends: str
     free: str = ""
+    after: str = ""
 
 
 def _token(*texts: str) -> str:
@@ -30,19 +31,19 @@ def _token(*texts: str) -> str:
 
 
 _CHATML = Rule(_token("<|im_start|>assistant\n"), _token("<|im_end|>"))
-_THINK = Rule(_CHATML.opens, _CHATML.ends, free=r"<think>\s*(?:</think>\s*)?")
+_THINK = Rule(_CHATML.opens, _CHATML.ends, free=r"(?:<think>\s*(?:</think>\s*)?)?")
 _LLAMA3 = Rule(_token("<|start_header_id|>assistant<|end_header_id|>\n\n"), _token("<|eot_id|>", "<|eom_id|>"))
 _INST = Rule(_token("[/INST]", "[/TOOL_RESULTS]"), _token("</s>"))
 _DEEPSEEK = Rule(
     _token("<｜Assistant｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁end｜>"),
     _token("<｜end▁of▁sentence｜>"),
-    free=r"<think>\n|</think>",
+    free=r"(?:<think>\n|</think>)?",
 )
 _PHI3 = Rule(_token("<|assistant|>\n"), _token("<|end|>"))
 _NEXT_ROLE = rf"(?:{_token('<|user|>', '<|observation|>', '<|system|>', '<|assistant|>')}|\Z)"
 
 FAMILY_RULES: dict[str, Rule] = {
-    "cohere": Rule(_token("<|CHATBOT_TOKEN|>"), _token("<|END_OF_TURN_TOKEN|>"), free=_token("<|START_RESPONSE|>")),
+    "cohere": Rule(_token("<|CHATBOT_TOKEN|>"), _token("<|END_OF_TURN_TOKEN|>"), free=r"(?:<\|START_RESPONSE\|>)?"),
     **dict.fromkeys(("chatml", "chatml-bos", "chatml-eos", "smollm", "hermes", "lfm", "internlm2"), _CHATML),
     "llama3": _LLAMA3,
     "llama4": Rule(_token("<|header_start|>assistant<|header_end|>\n\n"), _token("<|eot|>", "<|eom|>")),
@@ -51,7 +52,7 @@ FAMILY_RULES: dict[str, Rule] = {
     "tulu3": Rule(_token("<|assistant|>\n"), _token("<|end_of_text|>")),
     "olmo2": Rule(_token("<|assistant|>\n"), _token("<|endoftext|>")),
     "gemma": Rule(_token("<start_of_turn>model\n"), _token("<end_of_turn>")),
-    "gemma4": Rule(_token("<|turn>model\n", "<tool_response|>"), _token("<turn|>") + r"|<tool_call\|>(?!<\|tool_call>)"),
+    "gemma4": Rule(_token("<|turn>model\n", "<tool_response|>"), r"<turn\|>|<tool_call\|>(?!<\|tool_call>)(?:<turn\|>)?", after=r"(?:<\|tool_response>)?"),
     "phi3": _PHI3,
     "phi4-mini": Rule(_token("<|assistant|>"), _token("<|end|>")),
     "phi4": Rule(_token("<|im_start|>assistant<|im_sep|>"), _token("<|im_end|>")),
@@ -59,10 +60,10 @@ FAMILY_RULES: dict[str, Rule] = {
     "deepseek-coder": Rule(_token("### Response:\n"), _token("<|EOT|>")),
     "glm": Rule(_token("<|assistant|>"), _NEXT_ROLE),
     "granite": Rule(_token("<|start_of_role|>assistant<|end_of_role|>"), _token("<|end_of_text|>")),
-    "granite-code": Rule(_token("Answer:\n"), ""),
+    "granite-code": Rule(_token("Answer:\n"), "", after=r"\s*"),
     "gpt-oss": Rule(_token("<|start|>assistant"), _token("<|return|>", "<|end|>", "<|call|>")),
-    "exaone": Rule(_token("[|assistant|]"), _token("[|endofturn|]"), free=r"<thought>\n"),
-    "falcon2": Rule(_token("Falcon:\n"), ""),
+    "exaone": Rule(_token("[|assistant|]"), _token("[|endofturn|]"), free=r"(?:<thought>\n)?"),
+    "falcon2": Rule(_token("Falcon:\n"), "", after=r"\s*"),
     "nemotron-mini": Rule(_token("<extra_id_1>Assistant\n"), _token("<extra_id_1>")),
     "openchat": Rule(_token("GPT4 Correct Assistant:"), _token("<|end_of_turn|>")),
     "muse": Rule(_token("<|start|>assistant"), _token("<|eot|>", "<|eom|>")),
@@ -90,21 +91,20 @@ def rule_for(published: Published) -> Rule:
 
 @dataclass(frozen=True)
 class Turn:
-    """Characters ``start`` to ``end`` of an assistant's turn are learned; those before ``sure`` may be or may not."""
+    """Characters ``sure`` to ``end`` of an assistant's turn are learned; from ``start`` and up to ``far`` others may be."""
 
     start: int
     sure: int
     end: int
+    far: int
 
 
 def lost_words(case: Case, text: str) -> list[str]:
-    """Which unique words of the conversation are missing in ``text``: "role: word". What was only thought does not count."""
-    return [
-        f"{message.role}: {mark}"
-        for message, marks in zip(case.chat.messages, case.marks)
-        for mark in marks
-        if mark not in text
-    ]
+    """What of the conversation is missing in ``text``: "role: word", "tools". What was only thought does not count."""
+    lost = ["tools"] if case.chat.tools and TOOL_WORDS not in text else []
+    for message, marks in zip(case.chat.messages, case.marks):
+        lost += [f"{message.role}: {mark}" for mark in marks if mark not in text]
+    return lost
 
 
 def expected_turns(published: Published, case: Case, text: str) -> list[Turn]:
@@ -114,7 +114,7 @@ def expected_turns(published: Published, case: Case, text: str) -> list[Turn]:
     floor = 0
     for message, marks in zip(case.chat.messages, case.marks):
         if message.role == "assistant":
-            turn = _turn(rule, [*marks, *thought_marks(message)], text, floor)
+            turn = _turn(rule, [*marks, *thought_marks(message), message.content.strip()], text, floor)
             turns.append(turn)
             floor = turn.end
         elif marks and message.role != "system":  # a system prompt may be moved to a later turn
@@ -127,11 +127,15 @@ def _turn(rule: Rule, marks: list[str], text: str, floor: int) -> Turn:
     if opening is None:
         raise LookupError(f"nothing opens the turn after {text[floor - 40 : floor]!r}")
     start = opening.end()
-    words = [text.find(mark, start) + len(mark) for mark in marks if mark in text[start:]]
-    free = re.compile(rule.free).match(text, start) if rule.free else None
-    sure = free.end() if free else start
+    words = [text.find(mark, start) + len(mark) for mark in marks if mark and mark in text[start:]]
+    free = re.compile(rule.free).match(text, start)
     last = max(words, default=start)
-    closing = re.compile(rule.ends or r"\S{0}\s*").search(text, last)
+    closing = re.compile(rule.ends).search(text, last)
     if closing is None:
         raise LookupError(f"nothing ends the turn after {text[last - 40 : last]!r}")
-    return Turn(start, sure, closing.end())
+    after = re.compile(rule.after).match(text, closing.end())
+    return Turn(start, _end(free, start), closing.end(), _end(after, closing.end()))
+
+
+def _end(found: re.Match[str] | None, otherwise: int) -> int:
+    return found.end() if found else otherwise
