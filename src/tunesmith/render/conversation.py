@@ -16,18 +16,19 @@ from tunesmith.config.errors import RenderError
 from tunesmith.data.example import Chat
 from tunesmith.render.endings import Endings, find_endings
 from tunesmith.render.fit import fit
+from tunesmith.render.jinja_source import has_generation_tags, pinned_template, refusal
 from tunesmith.render.learning import checked, learned_turns, straddling_tokens, token_mask
 from tunesmith.render.slots import Span
 from tunesmith.render.spans import Found, find_learned
 from tunesmith.render.tags import narrowed, tagged_spans
-from tunesmith.render.jinja_source import has_generation_tags, pinned_template, refusal
 from tunesmith.render.traits import Messages, Traits
 from tunesmith.render.truncate import shortened
 
 RESERVED = frozenset(
-    "messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding truncation "
-    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs sanitize_control_tokens".split()
-)
+    {"messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+     "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+     "sanitize_control_tokens"}
+)  # fmt: skip
 """Arguments of ``apply_chat_template`` that ``template_args`` may not set."""
 
 
@@ -105,7 +106,8 @@ class Renderer:
             raise RenderError("this model has only a slow tokenizer, which cannot tell where a token lies in the text")
         if wrong := sorted(RESERVED & self.template_args.keys()):
             raise RenderError(
-                f"template_args may not set {', '.join(wrong)}", hint="these are given to every template by the renderer"
+                f"template_args may not set {', '.join(wrong)}",
+                hint="these are given to every template by the renderer",
             )
 
     @cached_property
@@ -194,9 +196,7 @@ class Renderer:
     def _length(self, chat: Chat) -> int:
         return len(self.encode_text(self.text(chat.as_dicts(), tools=chat.tools))[0])
 
-    def _masked(
-        self, chat: Chat, learned: Sequence[bool], text: str, ids: list[int], offsets: list[Span]
-    ) -> Rendered:
+    def _masked(self, chat: Chat, learned: Sequence[bool], text: str, ids: list[int], offsets: list[Span]) -> Rendered:
         messages = chat.as_dicts()
         self._check_ids(messages, chat.tools, ids, chat.origin)
         if self.learn == "everything":
@@ -236,9 +236,7 @@ class Renderer:
                 found = narrowed(found, tagged, assistants, chat.origin)
         return found
 
-    def _check_ids(
-        self, messages: list[dict[str, Any]], tools: Sequence[Any], ids: Sequence[int], origin: str
-    ) -> None:
+    def _check_ids(self, messages: list[dict[str, Any]], tools: Sequence[Any], ids: Sequence[int], origin: str) -> None:
         shown = list(tools) if tools and self.traits.tools else None
         expected = self.tokenizer.apply_chat_template(
             fit(messages, self.traits),

@@ -6,7 +6,6 @@ conversation. In some a middle turn ends otherwise than the last one, or in noth
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,14 +54,14 @@ class Endings:
         ``wordless``: the turn has no words; ``tail`` is then all of it, and the end need not be at the beginning.
         """
         if wordless and not call:
-            ends = [end.strip() for end in (self.last, self.middle, *self.headers) if end]
+            ends = [end.strip() for end in (self.last, self.middle, *self.headers) if end.strip()]
             return min((tail.find(end) + len(end) for end in ends if end in tail), default=0)
         if call:
             at = tail.find(self.call) if self.call else -1
             if at >= 0:
                 return at + len(self.call)
             found = re.search("|".join(map(re.escape, self.headers)), tail) if self.headers else None
-            return found.end() if found else len(os.path.commonprefix([tail, self.call_tail]).rstrip())
+            return found.end() if found else len(_shared(tail, self.call_tail).rstrip())
         space = len(tail) - len(tail.lstrip())
         rest = tail[space:]
         for end in (self.last, self.middle, *self.headers):
@@ -82,18 +81,22 @@ def find_endings(renderer: TextRenderer) -> Endings:
         between = ""
     asked = renderer.text([{"role": "user", "content": NEXT}])
     prompted = renderer.text([{"role": "user", "content": NEXT}], generation=True)
-    generation = prompted.removeprefix(os.path.commonprefix([asked, prompted]))
-    last, middle = _ends(final, between, _after(prompted, NEXT), specials)
+    generation = prompted.removeprefix(_shared(asked, prompted))
+    last, middle = _ends(final, between, _after(prompted, NEXT), _opener(asked, renderer.tokenizer, specials), specials)
     headers: tuple[str, ...] = ()
-    if not last and not middle and not final.strip():
-        first = next(iter(_leading(between, specials)), None)
-        if first is not None:
-            headers = _openers(renderer, between[: first[1]].strip(), specials)
+    if not last.strip() and not middle.strip() and (leading := _leading(between, specials)):
+        last = middle = ""
+        headers = _openers(renderer, leading[0][0], specials)
     openings = {"user": _opening(renderer, [{"role": "user", "content": NEXT}], specials)}
-    told = [QUESTION, call_of({"place": WORD}), {"role": "tool", "content": NEXT, "name": "look", "tool_call_id": "abcde1234"}]
+    told = [
+        QUESTION,
+        call_of({"place": WORD}),
+        {"role": "tool", "content": NEXT, "name": "look", "tool_call_id": "abcde1234"},
+    ]
     openings["tool"] = _opening(renderer, told, specials)
-    at = openings["user"].rfind(generation[: _boundary(generation, openings["user"], specials)]) if generation else -1
-    header = openings["user"][at:] if at >= 0 else ""
+    header = next(
+        (openings["user"][k:] for k in range(len(openings["user"])) if generation.startswith(openings["user"][k:])), ""
+    )
     call, call_tail = _call_end(renderer, (last, middle), specials)
     return Endings(specials, last, middle, call, call_tail, openings, header, headers, between[len(middle) :])
 
@@ -106,13 +109,20 @@ def special_texts(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted((t for t in found if t), key=lambda t: (-len(t), t)))
 
 
+def _shared(one: str, other: str) -> str:
+    """What both texts begin with."""
+    length = next((k for k, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
 def _after(text: str, word: str) -> str:
     return text.partition(word)[2]
 
 
 def _leading(text: str, specials: Sequence[str]) -> list[tuple[str, int]]:
     """The special tokens that ``text`` begins with, white space between them allowed, each with where it ends."""
-    found, at = [], 0
+    found: list[tuple[str, int]] = []
+    at = 0
     while True:
         at += len(text[at:]) - len(text[at:].lstrip())
         token = next((s for s in specials if text.startswith(s, at)), None)
@@ -122,10 +132,22 @@ def _leading(text: str, specials: Sequence[str]) -> list[tuple[str, int]]:
         found.append((token, at))
 
 
-def _ends(final: str, between: str, question_end: str, specials: Sequence[str]) -> tuple[str, str]:
+def _opener(asked: str, tokenizer: Any, specials: Sequence[str]) -> str:
+    """The special token that opens turns: the first one of a question, but for a BOS that stands there once."""
+    found = sorted((asked.find(s), s) for s in specials if s in asked.partition(NEXT)[0])
+    if found and found[0][1] == tokenizer.bos_token and asked.count(found[0][1]) == 1:
+        found = found[1:]
+    return found[0][1] if found else ""
+
+
+def _ends(final: str, between: str, question_end: str, opener: str, specials: Sequence[str]) -> tuple[str, str]:
     at_last, in_middle = _leading(final, specials), _leading(between, specials)
     common = 0
-    while common < min(len(at_last), len(in_middle)) and at_last[common][0] == in_middle[common][0]:
+    while (
+        common < min(len(at_last), len(in_middle))
+        and at_last[common][0] == in_middle[common][0]
+        and (common == 0 or at_last[common][0] != opener)  # templates that always write a generation prompt
+    ):
         common += 1
     if common:
         return final[: at_last[common - 1][1]], between[: in_middle[common - 1][1]]
@@ -133,8 +155,8 @@ def _ends(final: str, between: str, question_end: str, specials: Sequence[str]) 
         # Only an end that closes questions too is taken for one; else it is the header of the next turn.
         closes = bool(in_middle) and any(in_middle[0][0] == token for token, _ in _leading(question_end, specials))
         return final[: at_last[0][1]], between[: in_middle[0][1]] if closes else ""
-    plain = final.rstrip()
-    if plain.strip() and between.startswith(plain):  # an end in plain letters, or of a token the tokenizer lacks
+    plain = final.rstrip() or final
+    if between.startswith(plain):  # plain letters, a token that the tokenizer lacks, or a mere line end
         return plain, plain
     return plain, ""
 
@@ -161,7 +183,7 @@ def _opening(renderer: TextRenderer, before: list[dict[str, Any]], specials: Seq
 
 def _boundary(one: str, other: str, specials: Sequence[str]) -> int:
     """Length of what both texts begin with, to the end of a line or special token unless one of them ends there."""
-    length = len(os.path.commonprefix([one, other]))
+    length = len(_shared(one, other))
     if length in (len(one), len(other)):
         return length
     ends = [one.rfind("\n", 0, length) + 1]
@@ -176,7 +198,7 @@ def _openers(renderer: TextRenderer, first: str, specials: Sequence[str]) -> tup
         alone = renderer.text([QUESTION, call_of({"place": ANSWER})])
     except RenderError:
         return (first,)
-    opened = _leading(text[len(os.path.commonprefix([text, alone])) :], specials)
+    opened = _leading(text[len(_shared(text, alone)) :], specials)
     return tuple(dict.fromkeys([first, *(token for token, _ in opened[:1])]))
 
 

@@ -103,6 +103,14 @@ def align(text: str, literals: Sequence[str], marks: Sequence[Mark]) -> list[Slo
 
 
 def _writings(value: str) -> list[str]:
-    trimmed = [value, value.strip(), value.lstrip("\n"), value.rstrip("\n"), value.strip("\n"), value.lstrip(), value.rstrip()]
+    trimmed = [
+        value,
+        value.strip(),
+        value.lstrip("\n"),
+        value.rstrip("\n"),
+        value.strip("\n"),
+        value.lstrip(),
+        value.rstrip(),
+    ]
     escaped = [json.dumps(v, ensure_ascii=ascii_only)[1:-1] for v in trimmed[:2] for ascii_only in (False, True)]
     return list(dict.fromkeys([*trimmed, *escaped]))

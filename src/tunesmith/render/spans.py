@@ -108,7 +108,9 @@ def find_learned(
 
 
 def _ends(endings: Endings, tail: str) -> bool:
-    return any(e and tail.endswith(e.strip()) for e in (endings.last, endings.middle, endings.call, *endings.headers))
+    return any(
+        e.strip() and tail.endswith(e.strip()) for e in (endings.last, endings.middle, endings.call, *endings.headers)
+    )
 
 
 def _lost(origin: str, i: int, *, empty: bool = False) -> RenderError:
@@ -138,7 +140,11 @@ def _slots(
     # Thinking, and words beside a tool call, are counted; the rest may not get lost.
     may_go = {i for i, m in enumerate(messages) if m.get("tool_calls")}
     left_out = next(
-        (m for m in marked.marks if m not in shown and (m.part == "call" or m.part == "content" and m.turn not in may_go)),
+        (
+            m
+            for m in marked.marks
+            if m not in shown and (m.part == "call" or (m.part == "content" and m.turn not in may_go))
+        ),
         None,
     )
     if left_out is not None and left_out.value.strip() not in text:
@@ -164,10 +170,13 @@ def _places(slots: list[Slot], turns: int, length: int) -> list[list[_Run]]:
         parts = frozenset(slot.mark.part for slot in slots[at:past])
         places[slots[at].mark.turn].append(_Run(slots[at].start, slots[past - 1].end, lower, upper, parts))
         at = past
+    bounds, upper = [], length
+    for runs in reversed(places):
+        bounds.append(upper)
+        upper = min([upper, *(run.first for run in runs if run.first is not None)])
     lower = 0
-    for i, runs in enumerate(places):
+    for runs, upper in zip(places, reversed(bounds)):
         if not runs:
-            upper = min((run.first for later in places[i + 1 :] for run in later if run.first is not None), default=length)
             runs.append(_Run(None, lower, lower, max(lower, upper), frozenset()))
         lower = max(lower, *(run.last for run in runs))
     return places

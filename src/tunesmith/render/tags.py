@@ -12,7 +12,11 @@ from tunesmith.render.spans import Found
 
 
 def tagged_spans(
-    tokenizer: Any, template: str, messages: Sequence[dict[str, Any]], tools: Sequence[Any], variables: Mapping[str, Any]
+    tokenizer: Any,
+    template: str,
+    messages: Sequence[dict[str, Any]],
+    tools: Sequence[Any],
+    variables: Mapping[str, Any],
 ) -> tuple[str, list[Span]]:
     """The text rendered by transformers and the characters between generation tags in it."""
     from transformers.utils.chat_template_utils import render_jinja_template
