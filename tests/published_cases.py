@@ -89,6 +89,7 @@ def _chats(end: str) -> Iterator[tuple[str, Chat]]:
     yield "a call, then a call", _chat(user(), *calls(new()), *calls(new()), answer(), tools=TOOLS)
     yield "thinking and a tool call", _chat(user(), *calls(new(), thinking=new()), answer(thinking=new()), tools=TOOLS)
     yield "tools, none called", _chat(user(), answer(), tools=TOOLS)
+    yield "calls, tools told in the system turn", _chat(system(), user(), *calls(new()), answer())
     yield "ends with a call", _chat(user(), calls(new())[0], tools=TOOLS)
 
 

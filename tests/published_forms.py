@@ -2,7 +2,8 @@
 
 Templates read the same thing under different names. In this order: thinking under ``reasoning_content``, ``reasoning`` or ``thinking``,
 between ``<think>`` tags in the content, or not at all; a system turn as it is or joined to the user turn after it; arguments
-of calls as mappings or as JSON; ids of calls as they are or of nine digits; texts as strings or as lists of parts.
+of calls as mappings or as JSON; ids of calls as they are or of nine digits; an empty content beside calls as "" or as None;
+texts as strings or as lists of parts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Form:
     joined_system: bool = False
     json_arguments: bool = False
     numbered_calls: bool = False
+    no_content: bool = False
     parts: bool = False
 
     def messages(self, case: Case) -> list[dict[str, Any]]:
@@ -37,10 +39,10 @@ class Form:
         if self.joined_system and messages[0]["role"] == "system":
             system, user, *rest = messages
             messages = [{**user, "content": system["content"] + "\n\n" + user["content"]}, *rest]
-        if self.json_arguments or self.numbered_calls:
+        if self.json_arguments or self.numbered_calls or self.no_content:
             messages = self._called(messages)
         if self.parts:
-            messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+            messages = [{**m, "content": [{"type": "text", "text": m["content"] or ""}]} for m in messages]
         return messages
 
     def _thought(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Form:
         for message in messages:
             if "tool_calls" in message:
                 message["tool_calls"] = [self._call(call, numbers) for call in message["tool_calls"]]
+                message["content"] = (message["content"] or None) if self.no_content else message["content"]
             elif self.numbered_calls and "tool_call_id" in message:
                 message["tool_call_id"] = numbers[message["tool_call_id"]]
         return messages
@@ -96,9 +99,9 @@ def _forms(template: Published, case: Case) -> Iterator[Form]:
     calls = any(message.tool_calls for message in case.chat.messages)
     thinks = any(message.thinking for message in case.chat.messages)
     both = (False, True)
-    choices = itertools.product(both, both if "system" in roles else (False,), *[both if calls else (False,)] * 2)
-    for parts, system, arguments, numbered in choices:
-        form = Form("reasoning_content", system, arguments, numbered, parts)
+    choices = itertools.product(both, both if "system" in roles else (False,), *[both if calls else (False,)] * 3)
+    for parts, system, no_content, arguments, numbered in choices:
+        form = Form("reasoning_content", system, arguments, numbered, no_content, parts)
         yield replace(form, thinking=_thinking(template, form)) if thinks else form
 
 
