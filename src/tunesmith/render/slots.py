@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Span = tuple[int, int]
+_JSON_TEXT = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
+"""A text in JSON; with a colon after it, it is a key."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,21 @@ class Marked:
 
     def _call(self, turn: int, call: dict[str, Any]) -> dict[str, Any]:
         function = call["function"]
-        return {**call, "function": {**function, "arguments": self._leaves(turn, function.get("arguments", {}))}}
+        arguments = function.get("arguments", {})
+        mark = self._leaves_of_text if isinstance(arguments, str) else self._leaves
+        return {**call, "function": {**function, "arguments": mark(turn, arguments)}}
+
+    def _leaves_of_text(self, turn: int, arguments: str) -> str:
+        """Arguments as JSON text, written as they are but for the texts in them."""
+        try:
+            json.loads(arguments)
+        except json.JSONDecodeError:
+            return self._mark(turn, "call", arguments)
+
+        def marked(text: re.Match[str]) -> str:
+            return text[0] if text[2] else json.dumps(self._mark(turn, "call", json.loads(text[1])))
+
+        return _JSON_TEXT.sub(marked, arguments)
 
     def _leaves(self, turn: int, value: Any) -> Any:
         if isinstance(value, str):
