@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import re
 import tarfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from published_families import FAMILIES, Family, family_of
+from published_small_model import small_model
 
 TEST_HOME = Path(os.environ.get("TUNESMITH_TEST_HOME", Path.home() / ".cache" / "tunesmith-tests"))
 REGISTRY = os.environ.get("NPM_CONFIG_REGISTRY", "https://registry.npmjs.org").rstrip("/")
@@ -204,7 +204,7 @@ def tokenizer_for(published: Published, adds_bos: bool | None = None) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     family = published.tokens
-    backend = Tokenizer.from_str(_small_model(family.sentencepiece).to_str())
+    backend = Tokenizer.from_str(small_model(family.sentencepiece).to_str())
     specials = special_tokens(published)
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     added = sorted(set(_ADDED.findall(published.jinja)) - set(specials))
@@ -223,35 +223,6 @@ def tokenizer_for(published: Published, adds_bos: bool | None = None) -> Any:
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = published.jinja
-    return tokenizer
-
-
-@cache
-def _small_model(sentencepiece: bool) -> Any:
-    """A few hundred words over bytes (GPT-2's way), or over "▁" with bytes as the last resort (SentencePiece's way)."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-    words = [
-        "the user asks and the assistant answers what is the weather in Paris today, system user assistant model"
-    ] * 9
-    if not sentencepiece:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        tokenizer.train_from_iterator(words, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
-        return tokenizer
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    learner.train_from_iterator(words, trainers.BpeTrainer(vocab_size=120))
-    learned = json.loads(learner.to_str())["model"]
-    vocabulary = {token: i for i, token in enumerate(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))])}
-    for token in learned["vocab"]:
-        vocabulary.setdefault(token, len(vocabulary))
-    merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
 
 

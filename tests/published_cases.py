@@ -12,7 +12,11 @@ from typing import Any
 from tunesmith.data.example import Chat, Message
 
 TOOL_WORDS = "Weather now."
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "Name."}}, "required": ["city"]}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "Name."}},
+    "required": ["city"],
+}
 TOOLS = ({"type": "function", "function": {"name": "weather", "description": TOOL_WORDS, "parameters": PARAMETERS}},)
 
 
@@ -51,9 +55,15 @@ def cases(end: str = "") -> tuple[Case, ...]:
 
 def _chats(end: str) -> Iterator[tuple[str, Chat]]:
     new = _Words()
-    user = lambda text="": Message("user", text or new.around("asks the model"))  # noqa: E731
-    answer = lambda text="", **more: Message("assistant", text or new.around("is the answer"), **more)  # noqa: E731
-    system = lambda: Message("system", new.around("be brief"))  # noqa: E731
+
+    def user(text: str = "") -> Message:
+        return Message("user", text or new.around("asks the model"))
+
+    def answer(text: str = "", thinking: str = "") -> Message:
+        return Message("assistant", text or new.around("is the answer"), thinking=thinking)
+
+    def system() -> Message:
+        return Message("system", new.around("be brief"))
 
     yield "one exchange", _chat(user(), answer())
     yield "system", _chat(system(), user(), answer())
@@ -61,7 +71,10 @@ def _chats(end: str) -> Iterator[tuple[str, Chat]]:
     yield "system, two exchanges", _chat(system(), user(), answer(), user(), answer())
     unicode = "天気 你好，世界 🙂🏳️‍🌈 é e\u0301 ñ नमस्ते \u200b"
     yield "unicode", _chat(user(new.around(unicode)), answer(new.around(unicode)), user(), answer(f"你{new()}好🙂"))
-    yield "white space at the ends", _chat(user(f"\n  {new()} \n\n"), answer(f" \n\t{new.around('x')}  \n"), user(), answer(f"\n{new()} "))
+    yield (
+        "white space at the ends",
+        _chat(user(f"\n  {new()} \n\n"), answer(f" \n\t{new.around('x')}  \n"), user(), answer(f"\n{new()} ")),
+    )
     yield "lines and indents", _chat(user(), answer(new.around("\n\n```python\n    if a:\n\tb()\n```\n")))
     look = f"user: system: [x] {{{{ y }}}} ### Response: {end} {{% z %}} <b>Assistant:</b> User:"
     yield "words like the template's", _chat(user(new.around(look)), answer(new.around(look)), user(), answer())
@@ -70,7 +83,10 @@ def _chats(end: str) -> Iterator[tuple[str, Chat]]:
     yield "two answers in a row", _chat(user(), answer(), answer())
     yield "no answer at the end", _chat(user(), answer(), user())
     yield "thinking", _chat(user(), answer(thinking=new.around("I think")))
-    yield "thinking, two exchanges", _chat(user(), answer(thinking=new.around("first")), user(), answer(thinking=new.around("then")))
+    yield (
+        "thinking, two exchanges",
+        _chat(user(), answer(thinking=new.around("first")), user(), answer(thinking=new.around("then"))),
+    )
     yield "thinking, then not", _chat(user(), answer(thinking=new.around("first")), user(), answer())
 
     def calls(*cities: str, content: str = "", thinking: str = "") -> tuple[Message, ...]:
@@ -98,7 +114,9 @@ def _chat(*messages: Message, tools: tuple[dict[str, Any], ...] = ()) -> Chat:
 
 
 def _marks(message: Message) -> tuple[str, ...]:
-    said = json.dumps([message.content, *(call["function"]["arguments"] for call in message.tool_calls)], ensure_ascii=False)
+    said = json.dumps(
+        [message.content, *(call["function"]["arguments"] for call in message.tool_calls)], ensure_ascii=False
+    )
     return tuple(_unique_words(said))
 
 
@@ -109,4 +127,3 @@ def thought_marks(message: Message) -> tuple[str, ...]:
 
 def _unique_words(text: str) -> list[str]:
     return re.findall(r"Q[a-j]\d+q", text)
-

@@ -42,7 +42,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family("<s>", "</s>", "</s>", adds_bos=True, sentencepiece=True),
     "mistral-tekken": Family("<s>", "</s>", "</s>", adds_bos=True),
     "gemma": Family("<bos>", "<eos>", "<end_of_turn>", adds_bos=True, sentencepiece=True),
-    "gemma4": Family("<bos>", "<eos>", "<turn|>", adds_bos=True, sentencepiece=True),
+    "gemma4": Family("<bos>", "<eos>", "<turn|>", adds_bos=True, sentencepiece=True, more=("<|tool_response>",)),
     "phi3": Family("<s>", _TEXT_END, "<|end|>", sentencepiece=True, more=_ROLES),
     "phi4-mini": Family(_TEXT_END, _TEXT_END, "<|end|>", more=_ROLES),
     "phi4": Family(_TEXT_END, _IM_END, _IM_END),

@@ -1,6 +1,6 @@
 """docs/verified-families.md: which chat templates are verified and what each can show, told by the templates themselves.
 
-``python tests/published_page.py`` writes the page; a test keeps it equal to what is told here.
+``PYTHONPATH=src python tests/published_page.py`` writes the page; a test keeps it equal to what is told here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,15 @@ code, which checks every row (ids, start and end of each answer, words left out)
 
 def _row(template: Published) -> str:
     end = f"`{template.tokens.end}`".replace("|", "\\|") if template.tokens.end else "none"
-    cells = (f"`{template.name}`", template.family, end, _system(template), _calls(template), _words(template), _thinking(template))
+    cells = (
+        f"`{template.name}`",
+        template.family,
+        end,
+        _system(template),
+        _calls(template),
+        _words(template),
+        _thinking(template),
+    )
     return f"| {' | '.join(cells)} |"
 
 

@@ -35,7 +35,7 @@ _THINK = Rule(_CHATML.opens, _CHATML.ends, free=r"(?:<think>\s*(?:</think>\s*)?)
 _LLAMA3 = Rule(_token("<|start_header_id|>assistant<|end_header_id|>\n\n"), _token("<|eot_id|>", "<|eom_id|>"))
 _INST = Rule(_token("[/INST]", "[/TOOL_RESULTS]"), _token("</s>"))
 _DEEPSEEK = Rule(
-    _token("<｜Assistant｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁end｜>"),
+    "<｜Assistant｜>|<｜tool▁outputs▁end｜>|<｜tool▁output▁end｜>(?:<｜tool▁outputs▁end｜>)?",
     _token("<｜end▁of▁sentence｜>"),
     free=r"(?:<think>\n|</think>)?",
 )
@@ -52,7 +52,12 @@ FAMILY_RULES: dict[str, Rule] = {
     "tulu3": Rule(_token("<|assistant|>\n"), _token("<|end_of_text|>")),
     "olmo2": Rule(_token("<|assistant|>\n"), _token("<|endoftext|>")),
     "gemma": Rule(_token("<start_of_turn>model\n"), _token("<end_of_turn>")),
-    "gemma4": Rule(_token("<|turn>model\n", "<tool_response|>"), r"<turn\|>|<tool_call\|>(?!<\|tool_call>)(?:<turn\|>)?", after=r"(?:<\|tool_response>)?"),
+    "gemma4": Rule(
+        _token("<|turn>model\n", "<tool_response|>"),
+        r"<turn\|>|<tool_call\|>(?!<\|tool_call>)(?:<turn\|>)?",
+        free=r"(?:<\|turn>model\n)?",
+        after=r"(?:<\|tool_response>)?",
+    ),
     "phi3": _PHI3,
     "phi4-mini": Rule(_token("<|assistant|>"), _token("<|end|>")),
     "phi4": Rule(_token("<|im_start|>assistant<|im_sep|>"), _token("<|im_end|>")),
