@@ -22,7 +22,7 @@ first; `null` means that the default in the text is taken. `model: demo`, `data:
 `model: demo`、`data: my.json`、`method: lora` 分别是 `model.ref`、`data.train`、`method.kind` 的简写。JSON Schema 形式见 `tunesmith schema`。
 """
 COLUMNS = "| key | type | default | help | 说明 |\n|---|---|---|---|---|"
-TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true / false", "null": "null"}
+TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true / false", "null": "null", "object": "mapping"}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 Schema = Mapping[str, Any]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.config.errors import RenderError
 from tunesmith.data.example import Chat
 from tunesmith.render.spans import Span, learned_spans
+from tunesmith.render.template import baked, own_template
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,32 @@ class Rendered:
 
 
 class Renderer:
-    """Renders for one tokenizer. ``date`` is what templates that print the date are given: one per run, saved with it."""
+    """Renders for one tokenizer. ``date`` is what templates that print the date are given: one per run, saved with it.
 
-    def __init__(self, tokenizer: Any, *, max_length: int | None = None, date: datetime.date | None = None) -> None:
+    ``template`` is the text of a Jinja template in place of the tokenizer's own, ``template_args`` further variables for it.
+    ``chat_template`` is the text as it is saved with the model: with the variables, without the date.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int | None = None,
+        date: datetime.date | None = None,
+        template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.date = date or datetime.date.today()
-        template = getattr(tokenizer, "chat_template", None)
-        if isinstance(template, dict):  # several named ones: the default is what everybody else renders with
-            template = template.get("default")
+        template = template or own_template(tokenizer)
+        self.template_args = dict(template_args or {})
+        self.chat_template = baked(template or "", self.template_args)
         self.template = pinned_template(template or "", self.date)
         if not template:
             raise RenderError(
                 f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'this model')} has no chat template (a base model?)",
-                hint="use the instruction-tuned version of the model; named templates for base models are not built in yet",
+                hint="model.template gives it one: a name of `tunesmith data templates`, or a .jinja file",
             )
         if not getattr(tokenizer, "is_fast", False):
             raise RenderError("this model has only a slow tokenizer, which cannot tell where a token lies in the text")
@@ -64,6 +77,7 @@ class Renderer:
                 tokenize=False,
                 add_generation_prompt=generation,
                 tools=list(tools) or None,
+                **self.template_args,
             )
         except Exception as error:  # Jinja raises whatever a template's raise_exception or a filter raises
             raise RenderError(
@@ -124,8 +138,8 @@ class Renderer:
 
     def _template_ids(self, messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[int]:
         result = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=True, return_dict=True, tools=list(tools) or None
-        )
+            messages, chat_template=self.template, tokenize=True, return_dict=True, tools=list(tools) or None, **self.template_args,
+        )  # fmt: skip
         return list(result["input_ids"])
 
 
