@@ -38,6 +38,10 @@ class NamedTemplate:
     thinking: str
     automatic: Literal["yes", "no", "last"]
     """Whether it may be chosen for a model without a template; ``last``: when no other fits."""
+    checked: tuple[str, ...] = ()
+    """Published templates that a test compares it with; none: it is unverified."""
+    unchecked: tuple[str, ...] = ()
+    """What those do not show: ``tools``, ``thinking``."""
 
 
 def described(name: str, text: str) -> NamedTemplate | None:
@@ -53,6 +57,7 @@ def described(name: str, text: str) -> NamedTemplate | None:
         tuple(said.get("tokens", "").split()), tuple(said.get("pieces", "").split()),
         said.get("tools", "no"), said.get("thinking", "no"),
         "yes" if automatic == "yes" else "last" if automatic == "last" else "no",
+        tuple(said.get("checked", "").split()), tuple(said.get("unchecked", "").split()),
     )  # fmt: skip
 
 

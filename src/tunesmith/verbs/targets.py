@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ReferenceNotFoundError, UserError
-from tunesmith.config.progress import Progress
+from tunesmith.config.progress import SILENT, Progress
 from tunesmith.data.config import DataConfig
 from tunesmith.hub.names import check_run_point
 from tunesmith.hub.reference import Reference, parse
@@ -123,7 +123,7 @@ def open_renderer(
     return local, Renderer(tokenizer, max_length=data.max_length, date=date, template=template.text)
 
 
-def renderer_of(target: Target, *, exported: Path | None = None) -> Renderer:
+def renderer_of(target: Target, *, exported: Path | None = None, progress: Progress = SILENT) -> Renderer:
     """The renderer of a target: its tokenizer, the template saved with its adapter or run, and the date of its run.
 
     ``exported``: a folder made from the target, whose own tokenizer and template are then taken.
@@ -142,6 +142,8 @@ def renderer_of(target: Target, *, exported: Path | None = None) -> Renderer:
         template = settle(tokenizer, frozen=saved)
     else:
         template = template_of(tokenizer, config.model, kept_text(target.run))
+    if template.reason:
+        progress.say(template.reason)
     limit = config.data.max_length if config else None
     return Renderer(tokenizer, max_length=limit, date=target.date, template=template.text)
 
@@ -191,6 +193,6 @@ def open_engine(text: str, progress: Progress, *, name: str | None = None) -> En
 
     target = target_of(text, progress)
     progress.start(f"opening {target.name}")
-    engine = TransformersEngine(open_weights(target), renderer_of(target), name or text)
+    engine = TransformersEngine(open_weights(target), renderer_of(target, progress=progress), name or text)
     progress.finish()
     return engine
