@@ -73,6 +73,12 @@ OTHERWISE = {
     ("chatml", "ollama/nous-hermes2-mixtral:8x7b"): {"tools", "tools, no system"},  # drops the tools it is given
     ("chatml", "trl/qwen2_5"): {"plain", "prompt", "empty", "tools, no system"},  # adds a system prompt of its own
     ("mistral-v7-tekken", "ollama/mistral-small:24b"): {"tools", "tools, no system"},  # has no form for tools
+    ("mistral-v1", "mistral-common/v1"): {
+        "empty"
+    },  # Mistral refuses empty answers; whether they are wanted is the data's affair
+    ("mistral-v3", "mistral-common/v3"): {"empty"},
+    ("mistral-v3-tekken", "mistral-common/v3-tekken"): {"empty"},
+    ("mistral-v7-tekken", "mistral-common/v7-tekken"): {"empty"},
     ("glm4", "ollama/glm4:9b"): {"empty"},  # leaves empty turns out
     ("deepseek", "trl/deepseekv3"): {"prompt"},  # begins answers with <think>, as its R1 models do
 }
@@ -249,7 +255,7 @@ def test_tokens_that_are_not_single_are_an_error_that_names_them() -> None:
     with pytest.raises(RenderError, match="no token that could end an answer"):
         chosen(tokenizer_with("x"))
     assert "llama2" not in [t.name for t in fitting(tokenizer)], "it writes a bos, and there is none"
-    with pytest.raises(RenderError, match="chatml writes"):
+    with pytest.raises(RenderError, match="kept with the model writes"):
         settle(tokenizer, None, frozen=named("chatml").text)
 
 
@@ -338,32 +344,34 @@ def train(base: Path, *settings: str) -> RunFolder:
 ASKED = [{"role": "user", "content": "Where is the lantern?"}]
 
 
-def everywhere(run: RunFolder, folder: Path) -> Mapping[str, str]:
+def everywhere(run: RunFolder, folder: Path, *, gguf: bool = True) -> Mapping[str, str]:
     """The prompt as everybody renders it who opens what the run made: place -> text."""
     from transformers import AutoTokenizer
 
     from tunesmith.chat.llamacpp import LlamaCppEngine
     from tunesmith.verbs.export import export
 
+    def by_us(name: str) -> str:
+        return renderer_of(target_of(name, SILENT)).text(ASKED, generation=True)
+
+    def by_transformers(place: Path) -> str:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        return str(tokenizer.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True))
+
     merged, _ = export(run.id, "hf", SILENT, out=folder / "hf")
-    gguf, _ = export(run.id, "gguf", SILENT, out=folder / "model.gguf", type_="f16")
-    engine = LlamaCppEngine(gguf)
-    tokenizer = AutoTokenizer.from_pretrained(merged)
-    in_gguf = tokenizer.decode(engine.prompt(ASKED))
-    engine.close()
-    config = json.loads((merged / "tokenizer_config.json").read_text())
-    assert config["chat_template"] == (merged / FILE).read_text()
-    render = lambda t: t.apply_chat_template(ASKED, tokenize=False, add_generation_prompt=True)  # noqa: E731
-    return {
-        "run": renderer_of(target_of(run.id, SILENT)).text(ASKED, generation=True),
-        "base of the run": renderer_of(target_of(f"{run.id}@base", SILENT)).text(ASKED, generation=True),
-        "checkpoint": render(AutoTokenizer.from_pretrained(run.checkpoint())),
-        "base+adapter": renderer_of(
-            target_of(f"{config_of_run(run).model.ref}+{run.checkpoint()}", SILENT)
-        ).text(ASKED, generation=True),
-        "merged": render(tokenizer),
-        "gguf": in_gguf,
-    }  # fmt: skip
+    assert json.loads((merged / "tokenizer_config.json").read_text())["chat_template"] == (merged / FILE).read_text()
+    texts = {
+        "run": by_us(run.id),
+        "base of the run": by_us(f"{run.id}@base"),
+        "base+adapter": by_us(f"{config_of_run(run).model.ref}+{run.checkpoint()}"),
+        "checkpoint": by_transformers(run.checkpoint()),
+        "merged": by_transformers(merged),
+    }
+    if gguf:
+        file, _ = export(run.id, "gguf", SILENT, out=folder / "model.gguf", type_="f16")
+        with LlamaCppEngine(file) as engine:
+            texts["gguf"] = AutoTokenizer.from_pretrained(merged).decode(engine.prompt(ASKED))
+    return texts
 
 
 def test_a_base_model_gets_a_template_that_serves(base: Path, tmp_path: Path) -> None:
@@ -375,21 +383,25 @@ def test_a_base_model_gets_a_template_that_serves(base: Path, tmp_path: Path) ->
     expected = "<|im_start|>user\nWhere is the lantern?<|im_end|>\n<|im_start|>assistant\n"
     assert texts == dict.fromkeys(texts, expected)
     modelfile = (tmp_path / "Modelfile").read_text()
-    assert "<|im_start|>" in modelfile and "PARAMETER stop <|im_end|>" in modelfile
+    assert "<|im_start|>" in modelfile and 'PARAMETER stop "<|im_end|>"' in modelfile
 
 
-MINE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{{ mood }} {% endif %}"
+MINE = """\
+{% for m in messages %}[{{ m.role }} {{ mood }}]
+{{ m.content }}{{ eos_token }}
+{% endfor %}{% if add_generation_prompt %}[assistant {{ mood }}]
+{% endif %}"""
 
 
 def test_a_file_of_ones_own_and_its_variables_serve(tiny: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jinja"
-    mine.write_text(MINE.replace("[assistant]{{ mood }} ", "[assistant] {% if mood is defined %}{% endif %}"))
+    mine.write_text(MINE)
     run = train(tiny, f"model.template={mine}", "model.template_args={mood: glad}")
     mine.write_text("changed")
     kept = (run.checkpoint() / FILE).read_text()
     assert kept.startswith('{%- set mood = "glad" %}') and (run.path / FILE).read_text() in kept
-    texts = everywhere(run, tmp_path)
-    assert texts == dict.fromkeys(texts, "[user] Where is the lantern?<|im_end|>\n[assistant] ")
+    texts = everywhere(run, tmp_path, gguf=False)
+    assert texts == dict.fromkeys(texts, "[user glad]\nWhere is the lantern?<|im_end|>\n[assistant glad]\n")
     stops = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
     assert open_tokenizer(tiny).eos_token_id in (stops if isinstance(stops, list) else [stops])
 
@@ -404,7 +416,7 @@ def test_resuming_renders_as_before(tiny: Path, tmp_path: Path, monkeypatch: pyt
     run.config_path.write_text(more)
     execute(run, SILENT)  # the rows' hash would be another with another template: that is an error
     assert run.status().step == 2 and (run.checkpoint() / FILE).read_text() == named("chatml").text
-    (run.path / FILE).write_text(MINE.replace("{{ mood }}", ""))
+    (run.path / FILE).write_text(MINE)
     run.config_path.write_text(more.replace("max_steps: 2", "max_steps: 3"))
     with pytest.raises(UserError, match="is not what it began with"):
         execute(run, SILENT)

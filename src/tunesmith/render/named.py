@@ -65,8 +65,7 @@ def described(name: str, text: str) -> NamedTemplate | None:
 def all_named() -> dict[str, NamedTemplate]:
     """Every template of the folder by its name, in alphabetical order."""
     found = {}
-    for path in sorted(FOLDER.glob("*.jinja")):
-        name = path.name.removesuffix(".jinja")
+    for name, path in sorted((path.name.removesuffix(".jinja"), path) for path in FOLDER.glob("*.jinja")):
         template = described(name, path.read_text(encoding="utf-8"))
         assert template is not None, f"{path}: the first comment is not in the form of the others"
         found[name] = template

@@ -76,7 +76,7 @@ def settle(tokenizer: Any, wanted: str | None = None, frozen: str | None = None)
             f"the model has no chat template; {template.name} is used: {why}; model.template chooses another",
         )
     text = frozen if frozen is not None else read_template(str(wanted))
-    known = described(wanted or "kept with the run", text)
+    known = described(wanted or "kept with the model", text)
     if known is not None:
         check_tokens(known, tokenizer)
     return Settled(text, wanted, f"chat template: {wanted}" if wanted else "")
