@@ -13,6 +13,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 from typer.testing import CliRunner
 
+from model_fixtures import edit_json
 from tunesmith.cli import app
 from tunesmith.config.errors import RenderError, UserError
 from tunesmith.config.progress import SILENT
@@ -327,13 +328,15 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as a base model: no chat template."""
+    """The tiny model as a base model: no chat template, and texts end in another token than turns."""
     folder = tmp_path_factory.mktemp("base") / "tiny-base"
     shutil.copytree(tiny, folder)
     (folder / FILE).unlink()
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|endoftext|>"}))
+    for name in ("config.json", "generation_config.json"):
+        edit_json(folder / name, eos_token_id=0)
     return folder
 
 
@@ -382,6 +385,8 @@ def test_a_base_model_gets_a_template_that_serves(base: Path, tmp_path: Path) ->
     texts = everywhere(run, tmp_path)
     expected = "<|im_start|>user\nWhere is the lantern?<|im_end|>\n<|im_start|>assistant\n"
     assert texts == dict.fromkeys(texts, expected)
+    stops = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
+    assert open_tokenizer(base).convert_ids_to_tokens(stops) == ["<|endoftext|>", "<|im_end|>"]
     modelfile = (tmp_path / "Modelfile").read_text()
     assert "<|im_start|>" in modelfile and 'PARAMETER stop "<|im_end|>"' in modelfile
 
@@ -402,8 +407,6 @@ def test_a_file_of_ones_own_and_its_variables_serve(tiny: Path, tmp_path: Path) 
     assert kept.startswith('{%- set mood = "glad" %}') and (run.path / FILE).read_text() in kept
     texts = everywhere(run, tmp_path, gguf=False)
     assert texts == dict.fromkeys(texts, "[user glad]\nWhere is the lantern?<|im_end|>\n[assistant glad]\n")
-    stops = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
-    assert open_tokenizer(tiny).eos_token_id in (stops if isinstance(stops, list) else [stops])
 
 
 def test_resuming_renders_as_before(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ vocabularies; which template a run renders with is decided in ``render.template`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,17 +118,13 @@ def check_tokens(template: NamedTemplate, tokenizer: Any) -> None:
     """Raises RenderError when ``tokenizer`` lacks tokens of ``template``: cut into pieces they would mean nothing to it."""
     missing = missing_tokens(template, tokenizer)
     if missing:
-        names = _words(_BY_ROLE.get(token, token) for token in missing)
-        fit = _words(t.name for t in fitting(tokenizer))
+        names = ", ".join(_BY_ROLE.get(token, token) for token in missing)
+        fit = ", ".join(t.name for t in fitting(tokenizer))
         raise RenderError(
             f"the chat template {template.name} writes {names}, which {'is no token' if len(missing) == 1 else 'are no tokens'} "
             "of this model's vocabulary",
             hint=f"templates that fit this model: {fit or 'none'}",
         )
-
-
-def _words(items: Iterable[str]) -> str:
-    return ", ".join(items)
 
 
 def _has(tokenizer: Any, token: str) -> bool:
