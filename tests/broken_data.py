@@ -10,7 +10,6 @@ import bz2
 import gzip
 import io
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -98,12 +97,12 @@ def link_outside(folder: Path) -> Path:
     (folder / "outside").mkdir()
     (folder / "outside" / "secret.jsonl").write_bytes(lines(GOOD))
     (folder / "sets").mkdir()
-    os.symlink(folder / "outside" / "secret.jsonl", folder / "sets" / "a.jsonl")
+    (folder / "sets" / "a.jsonl").symlink_to(folder / "outside" / "secret.jsonl")
     return folder / "sets"
 
 
 def dangling_link(folder: Path) -> Path:
-    os.symlink(folder / "gone.jsonl", folder / "set.jsonl")
+    (folder / "set.jsonl").symlink_to(folder / "gone.jsonl")
     return folder / "set.jsonl"
 
 
@@ -146,23 +145,55 @@ def row(name: str, bad: Any, *words: str, good: Any = GOOD) -> Case:
 
 FILES = [
     Case("truncated-json", {"set.json": dump([GOOD] * 5)[:-30]}, ("JSON",), place="set.json"),
-    Case("truncated-in-a-string", {"set.json": b'[{"instruction": "a", "output": "never en'}, ("JSON",), place="set.json"),
-    Case("trailing-comma", {"set.json": b'[{"instruction": "a", "output": "b"},\n]'}, ("JSON", "comma"), place="set.json:"),
-    Case("missing-comma", {"set.json": b'[{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b"}]'},
-         ("JSON", "comma"), place="set.json:2"),
-    Case("single-quotes", {"set.json": b"[{'instruction': 'a', 'output': 'b'}]"}, ("JSON", "quote"), place="set.json:1"),
+    Case(
+        "truncated-in-a-string", {"set.json": b'[{"instruction": "a", "output": "never en'}, ("JSON",), place="set.json"
+    ),
+    Case(
+        "trailing-comma",
+        {"set.json": b'[{"instruction": "a", "output": "b"},\n]'},
+        ("JSON", "comma"),
+        place="set.json:",
+    ),
+    Case(
+        "missing-comma",
+        {"set.json": b'[{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b"}]'},
+        ("JSON", "comma"),
+        place="set.json:2",
+    ),
+    Case(
+        "single-quotes", {"set.json": b"[{'instruction': 'a', 'output': 'b'}]"}, ("JSON", "quote"), place="set.json:1"
+    ),
     Case("python-none", {"set.json": b'[{"instruction": None, "output": "b"}]'}, ("JSON",), place="set.json:1"),
     Case("comment", {"set.json": b'// my data\n[{"instruction": "a", "output": "b"}]'}, ("JSON",), place="set.json:1"),
     Case("text-after-the-list", {"set.json": dump([GOOD]) + b"\n]"}, ("JSON",), place="set.json:2"),
-    Case("nested-quotes", {"set.jsonl": lines(GOOD, b'{"instruction": "say "hi"", "output": "hi"}')}, ("JSON",),
-         place="set.jsonl:2"),
-    Case("one-bad-line", {"set.jsonl": lines(GOOD, b'{"instruction": "a", "output": ', GOOD)}, ("JSON",), place="set.jsonl:2"),
-    Case("two-objects-on-a-line", {"set.jsonl": dump(GOOD) + dump(GOOD) + b"\n"}, ("JSON", "line"), place="set.jsonl:1"),
+    Case(
+        "nested-quotes",
+        {"set.jsonl": lines(GOOD, b'{"instruction": "say "hi"", "output": "hi"}')},
+        ("JSON",),
+        place="set.jsonl:2",
+    ),
+    Case(
+        "one-bad-line",
+        {"set.jsonl": lines(GOOD, b'{"instruction": "a", "output": ', GOOD)},
+        ("JSON",),
+        place="set.jsonl:2",
+    ),
+    Case(
+        "two-objects-on-a-line", {"set.jsonl": dump(GOOD) + dump(GOOD) + b"\n"}, ("JSON", "line"), place="set.jsonl:1"
+    ),
     Case("pretty-printed-lines", {"set.jsonl": json.dumps(GOOD, indent=1).encode()}, ("line",), place="set.jsonl:1"),
-    Case("gbk", {"set.json": json.dumps([{**GOOD, "output": "红色。"}], ensure_ascii=False).encode("gbk")},
-         ("UTF-8", "iconv"), place="set.json:1"),
-    Case("gbk-lines", {"set.jsonl": lines(GOOD) + json.dumps({**GOOD, "output": "红"}, ensure_ascii=False).encode("gbk")},
-         ("UTF-8", "iconv"), place="set.jsonl:2"),
+    Case(
+        "gbk",
+        {"set.json": json.dumps([{**GOOD, "output": "红色。"}], ensure_ascii=False).encode("gbk")},
+        ("UTF-8", "iconv"),
+        place="set.json:1",
+    ),
+    Case(
+        "gbk-lines",
+        {"set.jsonl": lines(GOOD) + json.dumps({**GOOD, "output": "红"}, ensure_ascii=False).encode("gbk")},
+        ("UTF-8", "iconv"),
+        place="set.jsonl:2",
+    ),
     Case("latin-1-csv", {"set.csv": "instruction,output\ncafé,b\n".encode("latin-1")}, ("UTF-8",), place="set.csv:2"),
     Case("empty-json", {"set.json": b""}, ("empty",), place="set.json"),
     Case("empty-jsonl", {"set.jsonl": b"\n\n"}, ("empty",), place="set.jsonl"),
@@ -179,45 +210,85 @@ FILES = [
     Case("binary-as-json", {"set.json": bytes(range(256)) * 20}, ("UTF-8",), place="set.json:1"),
     Case("a-picture", {"set.json": b"\x89PNG\r\n\x1a\n" + bytes(100)}, (), place="set.json"),
     Case("html-page", {"set.json": b"<!DOCTYPE html><html><body>404</body></html>"}, ("JSON",), place="set.json:1"),
-    Case("git-lfs-pointer", {"set.parquet": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"},
-         ("LFS",), place="set.parquet"),
-    Case("git-lfs-pointer-jsonl", {"set.jsonl": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"},
-         ("LFS",), place="set.jsonl"),
-    Case("huge-line", {"set.jsonl": b'{"instruction": "' + b"a" * 70_000_000 + b'", "output": "b"}\n'}, ("MB",),
-         place="set.jsonl:1"),
-    Case("infinity", {"set.jsonl": lines(GOOD, b'{"instruction": "a", "output": "b", "score": Infinity}')},
-         ("Infinity",), place="set.jsonl:2"),
+    Case(
+        "git-lfs-pointer",
+        {"set.parquet": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"},
+        ("LFS",),
+        place="set.parquet",
+    ),
+    Case(
+        "git-lfs-pointer-jsonl",
+        {"set.jsonl": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"},
+        ("LFS",),
+        place="set.jsonl",
+    ),
+    Case(
+        "huge-line",
+        {"set.jsonl": b'{"instruction": "' + b"a" * 70_000_000 + b'", "output": "b"}\n'},
+        ("MB",),
+        place="set.jsonl:1",
+    ),
+    Case(
+        "infinity",
+        {"set.jsonl": lines(GOOD, b'{"instruction": "a", "output": "b", "score": Infinity}')},
+        ("Infinity",),
+        place="set.jsonl:2",
+    ),
     Case("unknown-suffix", {"set.docx": b"PK\x03\x04"}, (".docx",), place="set.docx"),
     Case("excel", {"set.xlsx": b"PK\x03\x04"}, ("xlsx", "csv"), place="set.xlsx"),
     Case("pickle", {"set.pkl": b"\x80\x04N."}, (".pkl",), place="set.pkl"),
     Case("not-parquet", {"set.parquet": b"instruction,output\na,b\n"}, ("parquet",), place="set.parquet"),
     Case("truncated-parquet", truncated_parquet, ("parquet",), place="set.parquet"),
-    Case("parquet-with-other-columns", lambda folder: parquet(folder, {"a": ["x"], "b": ["y"]}), ("'a'", "'b'"),
-         place="set.parquet"),
+    Case(
+        "parquet-with-other-columns",
+        lambda folder: parquet(folder, {"a": ["x"], "b": ["y"]}),
+        ("'a'", "'b'"),
+        place="set.parquet",
+    ),
     Case("not-arrow", {"set.arrow": b"nothing of the kind"}, ("arrow",), place="set.arrow"),
     Case("not-gzip", {"set.jsonl.gz": lines(GOOD)}, ("gz",), place="set.jsonl.gz"),
-    Case("truncated-gzip", {"set.jsonl.gz": gzip.compress(lines(*[{**GOOD, "n": i} for i in range(500)]))[:-200]}, ("gz",),
-         place="set.jsonl.gz"),
+    Case(
+        "truncated-gzip",
+        {"set.jsonl.gz": gzip.compress(lines(*[{**GOOD, "n": i} for i in range(500)]))[:-200]},
+        ("gz",),
+        place="set.jsonl.gz",
+    ),
     Case("damaged-bz2", {"set.jsonl.bz2": bz2.compress(lines(GOOD) * 50)[:-8]}, ("bz2",), place="set.jsonl.bz2"),
     Case("bomb", {"set.jsonl.gz": bomb()}, ("MB",), place="set.jsonl.gz"),
     Case("zip-with-nothing", {"set.zip": zipped(("README.txt.bak", b"x"))}, (), place="set.zip"),
     Case("zip-that-climbs", {"set.zip": zipped(("../../set.jsonl", lines(GOOD)))}, (), place="set.zip"),
     Case("zip-with-a-password", {"set.zip": locked_zip()}, ("password",), place="set.zip"),
-    Case("zip-in-a-zip", {"set.zip": zipped(("in.zip", zipped(("set.jsonl", lines(GOOD)))))}, ("zip",), place="set.zip"),
+    Case(
+        "zip-in-a-zip", {"set.zip": zipped(("in.zip", zipped(("set.jsonl", lines(GOOD)))))}, ("zip",), place="set.zip"
+    ),
     Case("not-a-zip", {"set.zip": b"PK\x03\x04 or so"}, ("zip",), place="set.zip"),
     Case("link-outside", link_outside, ("link",), place="a.jsonl"),
     Case("dangling-link", dangling_link, (), place="set.jsonl"),
     Case("mixed-folder", mixed_folder, (".csv", ".jsonl"), place="sets"),
     Case("empty-folder", empty_folder, ("no",), place="sets"),
     Case("folder-without-data", folder_without_data, ("no",), place="sets"),
-    Case("csv-without-a-header", {"set.csv": b"Name a colour.,Red.\nName a bird.,Owl.\n"}, ("Name a colour.",), place="set.csv"),
+    Case(
+        "csv-without-a-header",
+        {"set.csv": b"Name a colour.,Red.\nName a bird.,Owl.\n"},
+        ("Name a colour.",),
+        place="set.csv",
+    ),
     Case("csv-with-a-short-row", {"set.csv": b"instruction,output\na,b\nc\n"}, ("2",), place="set.csv:3"),
     Case("csv-with-a-long-row", {"set.csv": b"instruction,output\na,b\nc,d,e\n"}, ("3",), place="set.csv:3"),
     Case("csv-with-an-open-quote", {"set.csv": b'instruction,output\na,b\n"c,d\ne,f\n'}, ("quote",), place="set.csv:3"),
-    Case("csv-with-a-column-twice", {"set.csv": b"instruction,output,output\na,b,c\n"}, ("'output'", "twice"), place="set.csv"),
+    Case(
+        "csv-with-a-column-twice",
+        {"set.csv": b"instruction,output,output\na,b,c\n"},
+        ("'output'", "twice"),
+        place="set.csv",
+    ),
     Case("semicolons", {"set.csv": b"instruction;output\na;b\n"}, ("instruction;output",), place="set.csv"),
-    Case("unknown-keys", {"set.json": dump([{"frage": "a", "antwort": "b"}])}, ("'frage'", "'antwort'", "columns"),
-         place="set.json"),
+    Case(
+        "unknown-keys",
+        {"set.json": dump([{"frage": "a", "antwort": "b"}])},
+        ("'frage'", "'antwort'", "columns"),
+        place="set.json",
+    ),
 ]
 
 ROWS = [
@@ -262,12 +333,17 @@ REGISTRIES = [
     Case("registry-without-a-place", registered({"formatting": "alpaca"}), ("file_name",)),
     Case("registry-unknown-formatting", registered({"file_name": "mine.json", "formatting": "alpacca"}), ("alpaca",)),
     Case("registry-wrong-formatting", registered({"file_name": "mine.json", "formatting": "sharegpt"}), ("alpaca",)),
-    Case("registry-column-not-in-the-file",
-         registered({"file_name": "mine.json", "columns": {"prompt": "question", "response": "output"}}),
-         ("'question'", "'instruction'")),
+    Case(
+        "registry-column-not-in-the-file",
+        registered({"file_name": "mine.json", "columns": {"prompt": "question", "response": "output"}}),
+        ("'question'", "'instruction'"),
+    ),
     Case("registry-script", registered({"script_url": "make.py"}), ("script",)),
-    Case("registry-unknown-column-role", registered({"file_name": "mine.json", "columns": {"promt": "instruction"}}),
-         ("promt", "prompt")),
+    Case(
+        "registry-unknown-column-role",
+        registered({"file_name": "mine.json", "columns": {"promt": "instruction"}}),
+        ("promt", "prompt"),
+    ),
     Case("registry-text-as-columns", registered({"file_name": "mine.json", "columns": "instruction"}), ("columns",)),
     Case("registry-samples-as-text", registered({"file_name": "mine.json", "num_samples": "ten"}), ("num_samples",)),
     Case("registry-is-a-list", {"dataset_info.json": b"[]", "mine.json": dump([GOOD])}, ("dataset_info.json",)),

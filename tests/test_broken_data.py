@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_data import FILES, REGISTRIES, ROWS, Case
 
+from broken_data import FILES, REGISTRIES, ROWS, Case
 from tunesmith.config.errors import DataError, UserError
 from tunesmith.data.config import DataConfig, SetConfig
 from tunesmith.data.load import load, open_set
@@ -39,7 +39,7 @@ def is_kind(error: UserError, case: Case) -> None:
 
 @pytest.mark.parametrize("case", FILES, ids=lambda case: case.name)
 def test_a_broken_file(case: Case, tmp_path: Path) -> None:
-    examples, messages = read(case, str(case.make(tmp_path)))
+    _, messages = read(case, str(case.make(tmp_path)))
     assert len(messages) == 1, [m.message for m in messages]
     is_kind(messages[0], case)
 
@@ -71,7 +71,9 @@ def test_the_command_says_it_once_and_ends_with_2(name: str, tmp_path: Path) -> 
     case = next(case for case in FILES if case.name == name)
     path = str(case.make(tmp_path))
     for command in (["data", "check", path], ["train", "model=demo", f"data={path}", "--check"]):
-        done = subprocess.run([sys.executable, "-m", "tunesmith", *command], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "tunesmith", *command], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("error") == 1 and "hint:" in done.stderr and "Traceback" not in done.stderr
         assert not list(tmp_path.glob("runs/*"))

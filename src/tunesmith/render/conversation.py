@@ -21,6 +21,7 @@ from tunesmith.render.learning import checked, learned_turns, straddling_tokens,
 from tunesmith.render.slots import Span
 from tunesmith.render.spans import Found, find_learned
 from tunesmith.render.tags import narrowed, tagged_spans
+from tunesmith.render.template import baked
 from tunesmith.render.traits import Messages, Traits
 from tunesmith.render.truncate import shortened
 
@@ -72,6 +73,7 @@ class Renderer:
     ``date`` is what templates that print the date are given: one per run, saved with it. ``learn`` is one of
     ``learning.Learn``. ``template`` is the text of a Jinja template used in place of the tokenizer's, ``template_args`` are
     variables for it (``enable_thinking`` …). ``ignore_tools``: tools that the template has no place for are counted, not refused.
+    ``chat_template`` is the text as it is saved with the model: with the variables, without the date.
     """
 
     def __init__(
@@ -91,24 +93,25 @@ class Renderer:
         self.learn = checked(learn)
         self.template_args = dict(template_args or {})
         self.ignore_tools = ignore_tools
-        own = template if template is not None else getattr(tokenizer, "chat_template", None)
-        # Of several named ones transformers takes "tool_use" where there are tools, "default" elsewhere.
-        named = own if isinstance(own, dict) else {"default": own}
-        self.template = pinned_template(named.get("default") or "", self.date)
-        self.tool_template = pinned_template(named.get("tool_use") or named.get("default") or "", self.date)
-        self.traits = Traits(self._apply)
-        if not self.template:
-            raise RenderError(
-                f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'this model')} has no chat template (a base model?)",
-                hint="use the instruction-tuned version of the model, or name a template: model.template=chatml",
-            )
-        if not getattr(tokenizer, "is_fast", False):
-            raise RenderError("this model has only a slow tokenizer, which cannot tell where a token lies in the text")
         if wrong := sorted(RESERVED & self.template_args.keys()):
             raise RenderError(
                 f"template_args may not set {', '.join(wrong)}",
                 hint="these are given to every template by the renderer",
             )
+        own = template or getattr(tokenizer, "chat_template", None)
+        # Of several named ones transformers takes "tool_use" where there are tools, "default" elsewhere.
+        named = own if isinstance(own, dict) else {"default": own}
+        self.template = pinned_template(named.get("default") or "", self.date)
+        self.tool_template = pinned_template(named.get("tool_use") or named.get("default") or "", self.date)
+        self.chat_template = baked(named.get("default") or "", self.template_args)
+        self.traits = Traits(self._apply)
+        if not self.template:
+            raise RenderError(
+                f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'this model')} has no chat template (a base model?)",
+                hint="model.template gives it one: a name of `tunesmith data templates`, or a .jinja file",
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise RenderError("this model has only a slow tokenizer, which cannot tell where a token lies in the text")
 
     @cached_property
     def endings(self) -> Endings:
