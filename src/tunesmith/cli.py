@@ -347,13 +347,16 @@ def data_check(
         Path | None, typer.Option("--config", "-c", help="A training config (YAML): its data, model and settings.")
     ] = None,
     fix: Annotated[
-        Path | None, typer.Option("--fix", metavar="OUT", help="Write a cleaned copy (.jsonl) and a list of what was dropped.")
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="Write a cleaned copy (.jsonl) and a list of what was dropped."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw how turns and tokens are spread.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Render every row, however long that takes.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Show every finding, not the first few of each kind.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every finding, not the first few of each kind.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
     """Read every row and say what is in it and what is wrong; exit code 2 when an error is found."""
@@ -389,7 +392,9 @@ def data_show(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A training config (YAML).")] = None,
     row: Annotated[int | None, typer.Option("--row", min=1, help="Begin at this row, counted from 1.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Rows drawn at random with this seed.")] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
     """Show rows as a model sees them: special tokens visible, what is learned coloured."""

@@ -78,7 +78,10 @@ class TokenPass:
         for name, check in self.checks.items():
             yield from ((name, finding) for finding in check.end())
         if self.rows and not self.lengths:
-            yield "refused", Finding("error", "no row can be rendered with this model's chat template", "name another model")
+            yield (
+                "refused",
+                Finding("error", "no row can be rendered with this model's chat template", "name another model"),
+            )
 
     def summary(self) -> dict[str, Any]:
         """Figures of the token lengths, in tokens; empty when nothing could be rendered."""

@@ -56,7 +56,9 @@ def settings(
         given.append(f"model.ref={json.dumps(model, ensure_ascii=False)}")
     if config is None and not sets and not any(o.startswith("data") for o in overrides):
         raise UserError("no data set is named", hint="for example: tunesmith data check my.jsonl --model demo")
-    named = model is not None or config is not None or any(o.partition("=")[0] in ("model", "model.ref") for o in overrides)
+    named = (
+        model is not None or config is not None or any(o.partition("=")[0] in ("model", "model.ref") for o in overrides)
+    )
     run = load_config(config, [*([] if named else ["model=demo"]), *overrides, *given])
     return run, run.model.ref if named else None
 
@@ -79,7 +81,9 @@ def check(
     if fix is not None:
         check_out(fix)
         if len(data.train) != 1:
-            raise DataError("--fix cleans one set at a time", hint="name one set, and its evaluation set with data.eval=…")
+            raise DataError(
+                "--fix cleans one set at a time", hint="name one set, and its evaluation set with data.eval=…"
+            )
     if picture is not None and picture.suffix != ".png":
         raise UserError(f"{picture}: the plot is a PNG", hint="give it a name that ends in .png")
     train, held = ([open_set(choice, data) for choice in choices] for choices in (data.train, data.eval))
@@ -100,7 +104,9 @@ def check(
     fixed = None
     if fix is not None:
         if found.stopped:
-            raise DataError(found.stopped, hint="a file that cannot be read to its end cannot be copied; mend that place first")
+            raise DataError(
+                found.stopped, hint="a file that cannot be read to its end cannot be copied; mend that place first"
+            )
         fixed = write_fixed(train[0], found.findings, found.checks, fix, progress)
     return Checked(run, tuple(train), tuple(held), found, look, fixed)
 
@@ -138,7 +144,11 @@ def steps_line(checked: Checked) -> str:
         return "no row is left to train on"
     loop = run.train
     steps = total_steps(rows, loop.batch, loop.epochs, loop.max_steps)
-    how = f"train.max_steps={loop.max_steps}" if loop.max_steps else f"{rows:,} rows × {loop.epochs:g} epochs / {loop.batch}"
+    how = (
+        f"train.max_steps={loop.max_steps}"
+        if loop.max_steps
+        else f"{rows:,} rows × {loop.epochs:g} epochs / {loop.batch}"
+    )
     few = ": probably too few to see a change" if steps < FEW_STEPS else ""
     return f"{how} = {steps:,} steps{few}" + (f" ({held:,} rows held out)" if held else "")
 
@@ -160,7 +170,9 @@ def as_json(checked: Checked) -> Iterator[str]:
         "steps": steps_line(checked),
         "seconds": round(found.seconds, 3),
         "stopped": found.stopped or None,
-        "fixed": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(checked.fixed).items()} if checked.fixed else None,
+        "fixed": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(checked.fixed).items()}
+        if checked.fixed
+        else None,
     }
     yield json.dumps(head, ensure_ascii=False, indent=1)[:-2] + ',\n "findings": ['
     comma = ""

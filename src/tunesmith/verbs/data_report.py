@@ -31,7 +31,9 @@ def report(checked: Checked, *, everything: bool = False) -> Iterator[Text]:
     yield Text(f"{checked.found.rows:,} rows checked in {duration(checked.found.seconds)}", style="dim")
     if checked.fixed is not None:
         fixed = checked.fixed
-        yield Text(f"{fixed.path}: {fixed.kept:,} rows kept, {fixed.changed:,} of them changed; {fixed.dropped:,} dropped")
+        yield Text(
+            f"{fixed.path}: {fixed.kept:,} rows kept, {fixed.changed:,} of them changed; {fixed.dropped:,} dropped"
+        )
         yield Text(f"what was dropped and changed: {fixed.list_path}")
         columns = getattr(getattr(checked.train[0], "fields", None), "columns", None)
         if columns:
@@ -60,15 +62,18 @@ def _token_figures(checked: Checked) -> Iterator[str]:
     assert checked.tokens is not None
     figures = checked.tokens.summary()
     some = figures["rendered_rows"] < figures["of_rows"] - checked.found.shapes["train"].unreadable
-    source = f"lengths from {figures['rendered_rows']:,} of {figures['of_rows']:,} rows, drawn at random" if some else ""
+    source = (
+        f"lengths from {figures['rendered_rows']:,} of {figures['of_rows']:,} rows, drawn at random" if some else ""
+    )
     if "max" not in figures:
         return
     yield (
         f"tokens per row: {figures['min']:,} to {figures['max']:,}, median {figures['p50']:,}, 99 % below "
         f"{figures['p99'] + 1:,}; {figures['total']:,} in all{f' ({source})' if source else ''}"
     )
-    for line in bars(bins(checked.tokens.lengths, checked.config.data.max_length)):
-        yield f"  {line}"
+    if len(checked.tokens.lengths) >= 10:
+        for line in bars(bins(checked.tokens.lengths, checked.config.data.max_length)):
+            yield f"  {line}"
     yield f"learned tokens: {figures['learned_share']:.0%}"
 
 
@@ -77,7 +82,9 @@ def _group(checked: Checked, name: str, everything: bool) -> Iterator[Text]:
     check = checked.found.checks.get(name) or load("tunesmith.render.checks", name).Check
     counts = [(s, findings.count(s, name)) for s in SEVERITIES if findings.count(s, name)]
     heading = Text("● ", style=COLOURS[counts[0][0]]) + Text(check.title, style="bold")
-    yield heading + Text(f": {', '.join(_many(n, s) for s, n in counts)}") + Text(f"  (--fix {check.mends})", style="dim")
+    yield (
+        heading + Text(f": {', '.join(_many(n, s) for s, n in counts)}") + Text(f"  (--fix {check.mends})", style="dim")
+    )
     total = sum(n for _, n in counts)
     shown = findings.of(name) if everything else islice(findings.of(name), FIRST)
     said = ""
@@ -89,7 +96,9 @@ def _group(checked: Checked, name: str, everything: bool) -> Iterator[Text]:
 
 
 def _one(finding: Finding, *, with_mend: bool) -> Iterator[Text]:
-    message = finding.message.removeprefix(finding.place).removeprefix(":").lstrip(" ,") if finding.place else finding.message
+    message = (
+        finding.message.removeprefix(finding.place).removeprefix(":").lstrip(" ,") if finding.place else finding.message
+    )
     line = Text(f"  {finding.severity}: ", style=COLOURS[finding.severity])
     yield line + Text(f"{finding.place}: " if finding.place else "", style="cyan") + Text(message)
     if finding.excerpt:

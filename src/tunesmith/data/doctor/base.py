@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tunesmith.config.errors import DataError
@@ -84,14 +84,15 @@ class Context:
     train: Fingerprints
     eval: Fingerprints
     special_tokens: frozenset[str] | None = None
-    held_out: frozenset[int] | None = field(default=None)
+    held_out: Callable[[int], frozenset[int]] | None = None
 
 
 class Check:
     """The base of every check: override what is needed.
 
-    Rows come once (``row``; ``unread`` for those that could not be read), evaluation rows first; then ``end``; rows for which
-    ``again_rows`` asked come a second time (``again``), so that nothing of a row has to be kept. ``clean`` mends one text.
+    Rows come once (``row``), evaluation rows first; then ``end``; then rows for which ``again_rows`` asked come a second time
+    (``again``), so that nothing of a row has to be kept, and with them those that could not be read (``unread``, with the
+    beginning of the raw row). ``clean`` mends one text.
     """
 
     title: ClassVar[str]
@@ -105,7 +106,7 @@ class Check:
     def row(self, row: Row) -> Iterable[Finding]:
         return ()
 
-    def unread(self, index: int, part: Part, error: DataError) -> Iterable[Finding]:
+    def unread(self, index: int, part: Part, error: DataError, excerpt: str) -> Iterable[Finding]:
         return ()
 
     def end(self) -> Iterable[Finding]:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from tunesmith.config.errors import DataError
 from tunesmith.config.plugins import load, names
 from tunesmith.config.progress import SILENT, Progress
-from tunesmith.data.doctor.base import Check, Context, Finding, Part, Row, answer_of, question_of, row_of
+from tunesmith.data.doctor.base import Check, Context, Finding, Part, Row, answer_of, question_of, row_of, shorten
 from tunesmith.data.doctor.findings import Findings
 from tunesmith.data.doctor.fingerprints import Fingerprints
 from tunesmith.data.doctor.sets import Source, place_of, row_estimate
@@ -82,9 +83,6 @@ def examine(
         if isinstance(value, DataError):
             prints[part].append(place)
             shapes[part].unreadable += 1
-            for name, check in checks.items():
-                for finding in check.unread(index, part, value):
-                    findings.add(name, finding)
             return
         row = row_of(index, part, value)  # type: ignore[arg-type]
         _remember(prints[part], row)
@@ -107,7 +105,8 @@ def examine(
     for name, check in checks.items():
         for finding in check.end():
             findings.add(name, finding)
-    _again(train, held, checks, tokens, findings, len(prints["train"]), probe, progress)
+    bad = any(shape.unreadable for shape in shapes.values())
+    _again(train, held, checks, tokens, findings, len(prints["train"]), probe, bad, progress)
     seconds = time.monotonic() - began
     return Examination(findings, shapes, checks, sum(map(len, prints.values())), counts, seconds, stopped)
 
@@ -133,7 +132,9 @@ def _rows(sources: Sequence[Source], task: str, progress: Progress) -> Iterator[
     """Set, number (counted through), place and value of every row of several sets; says how far it is."""
     if not sources:
         return
-    estimates = [row_estimate(getattr(s, "path", None) if isinstance(getattr(s, "path", None), Path) else None) for s in sources]
+    estimates = [
+        row_estimate(getattr(s, "path", None) if isinstance(getattr(s, "path", None), Path) else None) for s in sources
+    ]
     total = sum(e for e in estimates if e) if all(estimates) else None
     progress.start(task, total, "rows")
     began, index = time.monotonic(), 0
@@ -156,6 +157,7 @@ def _again(
     findings: Findings,
     count: int,
     probe: Sequence[Row],
+    bad: bool,
     progress: Progress,
 ) -> None:
     wanted = {name: np.zeros(count, dtype=bool) for name in checks}
@@ -167,7 +169,7 @@ def _again(
         mask = tokens.choose(count, probe)
         chosen = np.ones(count, dtype=bool) if mask is None else mask
     some = np.logical_or.reduce([chosen, *wanted.values()])
-    if not some.any() and not (tokens and held):
+    if not (some.any() or bad or (tokens and held)):
         return
     batch: list[Row] = []
 
@@ -177,11 +179,18 @@ def _again(
                 findings.add(name, finding, turn=2)
         batch.clear()
 
-    parts: tuple[tuple[Part, Sequence[Source]], ...] = (("eval", held if tokens else ()), ("train", train))
+    parts: tuple[tuple[Part, Sequence[Source]], ...] = (("eval", held if tokens or bad else ()), ("train", train))
     for part, sources in parts:
+        raw = chain.from_iterable(source.raw() for source in sources) if bad else None
         try:
             for _, index, _, value in _rows(sources, f"second look at {part} rows", progress):
-                if isinstance(value, DataError) or (part == "train" and not some[index]):
+                excerpt = shorten(str(next(raw, ("", ""))[1])) if raw is not None else ""
+                if isinstance(value, DataError):
+                    for name, check in checks.items():
+                        for finding in check.unread(index, part, value, excerpt):
+                            findings.add(name, finding, turn=2)
+                    continue
+                if part == "train" and not some[index]:
                     continue
                 row = row_of(index, part, value)  # type: ignore[arg-type]
                 if part == "train":
@@ -189,7 +198,7 @@ def _again(
                         if rows[index]:
                             for finding in checks[name].again(row):
                                 findings.add(name, finding, turn=2)
-                if part == "eval" or chosen[index]:
+                if tokens is not None and (part == "eval" or chosen[index]):
                     batch.append(row)
                     if len(batch) == _BATCH:
                         flush()

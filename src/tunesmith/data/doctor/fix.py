@@ -74,7 +74,10 @@ def write_fixed(
                 _write(listed, {"action": "dropped", "origin": origin, "reasons": reasons, "row": row})
                 continue
             if entries and not isinstance(example, DataError):
-                before, row = row, _cleaned(row, [checks[check] for check, _ in entries], row_of(index, "train", example))
+                before, row = (
+                    row,
+                    _cleaned(row, [checks[check] for check, _ in entries], row_of(index, "train", example)),
+                )
                 changed += 1
                 _write(listed, {"action": "changed", "origin": origin, "reasons": reasons, "row": before, "after": row})
             kept += 1
@@ -118,7 +121,9 @@ def _both(*paths: Path) -> Iterator[list[IO[bytes]]]:
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
-            for temporary, path in reversed(list(zip(temporaries, paths))):  # the copy last: it is never without its list
+            for temporary, path in reversed(
+                list(zip(temporaries, paths))
+            ):  # the copy last: it is never without its list
                 temporary.chmod(0o644)
                 temporary.replace(path)
             sync_folder(paths[0].absolute().parent)

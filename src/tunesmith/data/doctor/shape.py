@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.doctor.base import Row
-from tunesmith.data.example import Chat, Feedback, Preference, Text
+from tunesmith.data.example import Feedback, Preference, Text
 
 KIND = {"Chat": "chat", "Preference": "preference", "Feedback": "feedback", "Prompt": "prompt", "Text": "text"}
 
@@ -60,9 +60,17 @@ class Shape:
         if self.turns:
             low, high = min(self.turns), max(self.turns)
             usual, how_many = self.turns.most_common(1)[0]
-            spread = f"{low}" if low == high else f"{low} to {high}, mostly {usual} ({how_many / max(1, self.rows):.0%})"
-            lines.append(f"turns per row: {spread}; roles: {', '.join(f'{r} {n:,}' for r, n in self.roles.most_common())}")
-        for count, what in ((self.systems, "a system prompt"), (self.tools, "tools"), (self.media, "pictures, sound or film")):
+            spread = (
+                f"{low}" if low == high else f"{low} to {high}, mostly {usual} ({how_many / max(1, self.rows):.0%})"
+            )
+            lines.append(
+                f"turns per row: {spread}; roles: {', '.join(f'{r} {n:,}' for r, n in self.roles.most_common())}"
+            )
+        for count, what in (
+            (self.systems, "a system prompt"),
+            (self.tools, "tools"),
+            (self.media, "pictures, sound or film"),
+        ):
             if count:
                 lines.append(f"{count:,} rows with {what}")
         if self.kinds["feedback"]:

@@ -9,7 +9,9 @@ from tunesmith.data.doctor import base
 
 LONG = 200
 """Characters; short answers often end without a full stop on purpose."""
-_OPEN = re.compile(r"(?:[,;:、，；：]|\b(?:the|a|an|and|or|of|to|in|with|for|that|is|are|is a)|[的和与在是而且把被])\s*\Z", re.I)
+_OPEN = re.compile(
+    r"(?:[,;:、，；：]|\b(?:the|a|an|and|or|of|to|in|with|for|that|is|are|is a)|[的和与在是而且把被])\s*\Z", re.I
+)
 _WORD = re.compile(r"[^\W\d_]\Z")
 
 
@@ -25,7 +27,11 @@ class Check(base.Check):
                 continue
             last = text.rpartition("\n")[2]
             # Lists, tables, code and verse end their lines without a stop; so do lines shorter than a sentence.
-            if text.count("```") % 2 or _OPEN.search(text) or (len(last) > 60 and text.count(".") + text.count("。") > 1):
+            if (
+                text.count("```") % 2
+                or _OPEN.search(text)
+                or (len(last) > 60 and text.count(".") + text.count("。") > 1)
+            ):
                 yield row.finding(
                     "info",
                     f"{piece.where}: the answer seems to end in mid-sentence",

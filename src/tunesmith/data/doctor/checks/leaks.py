@@ -31,8 +31,8 @@ class Check(base.Check):
                 first = first_of_equal(np.concatenate([a, b]))[len(a) :]
                 found = (first < len(a)) & (b != 0)
                 self.other[found], self.how[found] = first[found], kind
-        elif self.context.held_out:
-            yield from self._split(self.context.held_out)
+        elif self.context.held_out is not None:
+            yield from self._split(self.context.held_out(count))
 
     def _near(self, partner: NDArray[np.int64], held: int) -> None:
         """A row's partner may be another training row that is like an evaluation row: follow it once."""

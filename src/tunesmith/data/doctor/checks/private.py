@@ -13,8 +13,12 @@ _KEY = re.compile(
 )
 _KEY_SIGNS = ("AKIA", "gh", "hf_", "sk-", "AIza", "xox", "PRIVATE KEY")
 _MAIL = re.compile(r"\b[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
-_PLACEHOLDER = re.compile(r"@(?:[\w-]+\.)*(?:example|test|domain|email|company|sample)\.\w+\Z|\A(?:user|your|name|someone)", re.I)
-_CITIZEN = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![0-9A-Za-z])")
+_PLACEHOLDER = re.compile(
+    r"@(?:[\w-]+\.)*(?:example|test|domain|email|company|sample)\.\w+\Z|\A(?:user|your|name|someone)", re.I
+)
+_CITIZEN = re.compile(
+    r"(?<![0-9A-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![0-9A-Za-z])"
+)
 
 
 class Check(base.Check):
@@ -27,7 +31,11 @@ class Check(base.Check):
         keys = any(sign in text for sign in _KEY_SIGNS) and _KEY.search(text)
         mail = "@" in text and any(not _PLACEHOLDER.search(m) for m in _MAIL.findall(text))
         citizen = any(_valid(n) for n in _CITIZEN.findall(text))
-        for found, pattern, what in ((keys, _KEY, "a secret key"), (mail, _MAIL, "an e-mail address"), (citizen, _CITIZEN, "an identity number")):
+        for found, pattern, what in (
+            (keys, _KEY, "a secret key"),
+            (mail, _MAIL, "an e-mail address"),
+            (citizen, _CITIZEN, "an identity number"),
+        ):
             if found:
                 yield from self._pieces(row, pattern, what)
 

@@ -14,7 +14,7 @@ class Check(base.Check):
     title = "rows that cannot be read"
     mends = "drops the row"
 
-    def unread(self, index: int, part: base.Part, error: DataError) -> Iterable[base.Finding]:
+    def unread(self, index: int, part: base.Part, error: DataError, excerpt: str) -> Iterable[base.Finding]:
         origins = (self.context.train if part == "train" else self.context.eval).origins
         mend = error.hint or "mend the row, or leave such rows out with data.skip_bad=true"
-        yield base.Finding("error", error.message, mend, origins[index], fix="drop", part=part, row=index)
+        yield base.Finding("error", error.message, mend, origins[index], excerpt, fix="drop", part=part, row=index)
