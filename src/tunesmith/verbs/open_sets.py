@@ -29,6 +29,10 @@ class OpenSet:
     reason: str
     limit: int | None
 
+    @property
+    def place(self) -> str:
+        return str(self.path)
+
     def raw(self) -> Iterator[tuple[str, Any]]:
         return islice(_rows(self.path), self.limit)
 

@@ -169,16 +169,43 @@ def question_of(example: Example) -> str:
     if isinstance(example, Chat):
         last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=len(messages))
         messages = messages[:last]
-    return SEPARATOR.join([f"{m.role}\x1e{m.content}" for m in messages])
+    return SEPARATOR.join([f"{m.role}\x1e{_said(m)}" for m in messages])
 
 
 def answer_of(example: Example) -> str:
-    """The last answer (the better one of two); "" where there is none."""
+    """The last answer (the better one of two) with the tools it calls; "" where there is none."""
     if isinstance(example, Feedback):
         example = example.chat
     if isinstance(example, Preference):
-        return SEPARATOR.join([m.content for m in example.chosen])
-    return example.answer() if isinstance(example, Chat) else ""
+        return SEPARATOR.join([_said(m) for m in example.chosen])
+    if not isinstance(example, Chat):
+        return ""
+    return next((_said(m) for m in reversed(example.messages) if m.role == "assistant"), "")
+
+
+def _said(message: Message) -> str:
+    return f"{message.content}{message.tool_calls}" if message.tool_calls else message.content
+
+
+def whole_of(row: Row) -> str:
+    """All that makes two rows the same row, as one text: roles, texts, tools and their calls, media, labels."""
+    text = "".join([f"{p.role}\x1e{p.text}\x1f" for p in row.pieces])
+    example = row.example
+    if isinstance(example, Feedback):
+        text += f"\x1d{example.good}"
+        example = example.chat
+    if isinstance(example, Text):
+        return text
+    messages = (
+        (*example.prompt, *example.chosen, *example.rejected) if isinstance(example, Preference) else example.messages
+    )
+    for message in messages:
+        if message.tool_calls or message.train is not None or message.name or message.tool_call_id:
+            text += f"\x1d{message.tool_calls}{message.train}{message.name}"
+    for more in (example.tools, example.media, getattr(example, "verifier", None)):
+        if more:
+            text += f"\x1d{more}"
+    return text
 
 
 def shorten(text: str, at: int = 0, width: int = 70) -> str:

@@ -15,7 +15,18 @@ import numpy as np
 from tunesmith.config.errors import DataError
 from tunesmith.config.plugins import load, names
 from tunesmith.config.progress import SILENT, Progress
-from tunesmith.data.doctor.base import Check, Context, Finding, Part, Row, answer_of, question_of, row_of, shorten
+from tunesmith.data.doctor.base import (
+    Check,
+    Context,
+    Finding,
+    Part,
+    Row,
+    answer_of,
+    question_of,
+    row_of,
+    shorten,
+    whole_of,
+)
 from tunesmith.data.doctor.findings import Findings
 from tunesmith.data.doctor.fingerprints import Fingerprints
 from tunesmith.data.doctor.sets import Source, place_of, row_estimate
@@ -113,11 +124,9 @@ def examine(
 
 def _remember(prints: Fingerprints, row: Row) -> None:
     compared = "\n".join([p.text for p in row.pieces if p.role != "system"])
-    sides = "".join([f"{p.role}\x1e{p.text}\x1f" for p in row.pieces])
-    label = f"\x1d{row.example.good}" if isinstance(row.example, Feedback) else ""
     single = not isinstance(row.example, Preference | Feedback)
     answer = answer_of(row.example).strip() if single else ""
-    prints.append(row.origin, sides + label, question_of(row.example), answer, compared)
+    prints.append(row.origin, whole_of(row), question_of(row.example), answer, compared)
 
 
 def _draw(kept: list[Row], row: Row, seen: int, draw: random.Random) -> None:
@@ -184,7 +193,8 @@ def _again(
         raw = chain.from_iterable(source.raw() for source in sources) if bad else None
         try:
             for _, index, _, value in _rows(sources, f"second look at {part} rows", progress):
-                excerpt = shorten(str(next(raw, ("", ""))[1])) if raw is not None else ""
+                original = next(raw, ("", None))[1] if raw is not None else None
+                excerpt = "" if original is None or isinstance(original, DataError) else shorten(str(original))
                 if isinstance(value, DataError):
                     for name, check in checks.items():
                         for finding in check.unread(index, part, value, excerpt):

@@ -21,17 +21,15 @@ class Findings:
     so in the order of the rows."""
 
     def __init__(self) -> None:
-        self._files: dict[tuple[str, int], IO[str]] = {}
+        self._files: dict[tuple[str, int], IO[bytes]] = {}
         self._counts: dict[str, Counter[Severity]] = {}
 
     def add(self, check: str, finding: Finding, turn: int = 1) -> None:
         """``turn``: which pass over the rows."""
         key = (check, turn)
         if key not in self._files:
-            self._files[key] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (closed with the object)
-                max_size=_IN_MEMORY, mode="w+", encoding="utf-8", errors="surrogatepass", newline="\n"
-            )
-        self._files[key].write(json.dumps(astuple(finding)) + "\n")
+            self._files[key] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed with the object
+        self._files[key].write(json.dumps(astuple(finding)).encode() + b"\n")
         self._counts.setdefault(check, Counter())[finding.severity] += 1
 
     def checks(self) -> list[str]:

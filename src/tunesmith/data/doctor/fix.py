@@ -71,7 +71,15 @@ def write_fixed(
             if any(finding.fix == "drop" for _, finding in entries):
                 dropped += 1
                 reasons = [r for r, (_, f) in zip(reasons, entries) if f.fix == "drop"]
-                _write(listed, {"action": "dropped", "origin": origin, "reasons": reasons, "row": row})
+                _write(
+                    listed,
+                    {
+                        "action": "dropped",
+                        "origin": origin,
+                        "reasons": reasons,
+                        "row": None if isinstance(row, DataError) else row,
+                    },
+                )
                 continue
             if entries and not isinstance(example, DataError):
                 before, row = (

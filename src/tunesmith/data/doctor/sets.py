@@ -20,6 +20,9 @@ class Source(Protocol):
     def name(self) -> str: ...
 
     @property
+    def place(self) -> str: ...
+
+    @property
     def format(self) -> str: ...
 
     @property

@@ -12,6 +12,8 @@ from tunesmith.data.doctor import base
 
 _LOST = re.compile("锟斤拷|烫烫烫|屯屯屯")
 """U+FFFD written as UTF-8 and read as GBK; memory of Microsoft's debug heap read as GBK."""
+_LEAD = re.compile("[\xc2-\xf4]")
+"""The first byte of a UTF-8 sequence, read as Latin-1: without one there is nothing for ftfy to find."""
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]{3,}")
 _CHINESE = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]{2,}")
 
@@ -51,7 +53,7 @@ class Check(base.Check):
                 )
 
     def clean(self, text: str) -> str:
-        if is_bad(text):
+        if _LEAD.search(text) and is_bad(text):
             text = ftfy.fix_encoding(text)
         return _BEYOND_ASCII.sub(_from_gbk, text)
 
