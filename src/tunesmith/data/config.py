@@ -48,9 +48,9 @@ class SetConfig(Config):
     """Take so many rows drawn at random (always the same ones; some twice when there are fewer), before limit."""
     weight: float = setting(1.0, zh="每轮的权重：2 表示每行出现两次，0.5 表示随机取一半。", gt=0, le=1000)
     """How often a row comes per epoch: 2 = twice, 0.5 = a random half of the rows."""
-    columns: dict[str, str] = setting(dict, zh="列名映射：角色 -> 文件中的列名（同 dataset_info.json）。")
+    columns: dict[str, str] = setting({}, zh="列名映射：角色 -> 文件中的列名（同 dataset_info.json）。")
     """Column names: role -> the file's column, as in a dataset_info.json."""
-    tags: dict[str, str] = setting(dict, zh="标签映射（role_tag、user_tag 等，同 dataset_info.json）。")
+    tags: dict[str, str] = setting({}, zh="标签映射（role_tag、user_tag 等，同 dataset_info.json）。")
     """Words of conversations (role_tag, user_tag …), as in a dataset_info.json."""
     ranking: bool = setting(False, zh="偏好数据（chosen / rejected）。")
     """The rows are preference pairs (chosen, rejected)."""
@@ -119,7 +119,8 @@ class DataConfig(Config):
     skip_bad: bool = setting(False, zh="跳过读不懂的行（会计数并写入日志）；默认遇到即报错。")
     """Leave out rows that cannot be read (counted and named in the log) instead of stopping."""
     learn: Literal["answers", "last_answer", "everything"] = setting(
-        "answers", zh="学习对话的哪些部分：所有回答、仅最后一个回答，或全部内容（含提问）；消息自带的 train/weight 优先。"
+        "answers",
+        zh="学习对话的哪些部分：所有回答、仅最后一个回答，或全部内容（含提问）；消息自带的 train/weight 优先。",
     )
     """What of a conversation is learned: all answers, the last one only, or everything (the prompt too)."""
 

@@ -96,8 +96,9 @@ def _zip_entry(part: Part, entry: zipfile.ZipInfo, place: str) -> Part:
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, remembered by path, size and time of change under ``home()/cache/hashes``."""
     status = path.stat()
-    mark = [str(path.absolute()), status.st_size, status.st_mtime_ns]
-    kept = home() / "cache" / "hashes" / f"{hashlib.sha256(mark[0].encode('utf-8', 'surrogateescape')).hexdigest()}.json"
+    place = str(path.absolute())
+    mark = [place, status.st_size, status.st_mtime_ns]
+    kept = home() / "cache" / "hashes" / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["mark"] == mark:

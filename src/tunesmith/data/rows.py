@@ -91,9 +91,8 @@ def _kind(part: Part, head: bytes, note: Note) -> str:
             if head.startswith(mark):
                 raise DataError(f"{part.name}: is {what}", hint=mend)
         length, encoding = marked(head)
-        if not head[length:].decode(encoding, "ignore").strip():
-            if len(head) < HEAD:
-                raise DataError(f"{part.name}: the file is empty")
+        if not head[length:].decode(encoding, "ignore").strip() and len(head) < HEAD:
+            raise DataError(f"{part.name}: the file is empty")
     return kind
 
 

@@ -10,6 +10,7 @@ from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
 from tunesmith.data.example import Chat
+from tunesmith.data.identity import identity
 from tunesmith.data.load import load_set
 from tunesmith.models.config import ModelConfig
 from tunesmith.train.config import TrainConfig
@@ -36,21 +37,22 @@ class DataReport:
 def check(name: str, progress: Progress, *, model: str | None = None, max_length: int = 2048) -> DataReport:
     """Read every row of the set; with a model, render and count tokens as training would."""
     config = DataConfig(train=(name,), max_length=max_length)
-    loaded = load_set(name, config)
+    loaded = load_set(name, config, progress)
     total = len(loaded.examples) + len(loaded.bad)
-    lines = [f"{loaded.dataset.path}: {total} rows, {loaded.format} ({loaded.reason})"]
+    lines = [f"{loaded.dataset.place}: {total} rows, {loaded.format} ({loaded.reason})"]
     findings = [Finding("error", f"{e.message} ({e.hint})" if e.hint else e.message) for e in loaded.bad]
-    turns = [sum(m.role == "assistant" for m in e.messages) for e in loaded.examples]
-    systems = sum(any(m.role == "system" for m in e.messages) for e in loaded.examples)
+    chats = [e for e in loaded.examples if isinstance(e, Chat)]
+    turns = [sum(m.role == "assistant" for m in e.messages) for e in chats]
+    systems = sum(any(m.role == "system" for m in e.messages) for e in chats)
     if turns:
         lines.append(f"answers per row: {min(turns)} to {max(turns)}; {systems} rows with a system prompt")
-    seen: dict[object, str] = {}
+    seen: dict[bytes, str] = {}
     for example in loaded.examples:
-        first = seen.setdefault(example.messages, example.origin)
+        first = seen.setdefault(identity(example), example.origin)
         if first != example.origin:
             findings.append(Finding("warning", f"{example.origin}: the same as {first}"))
-    if model is not None and loaded.examples:
-        extra, more = _tokens(loaded.examples, model, config, progress)
+    if model is not None and chats:
+        extra, more = _tokens(chats, model, config, progress)
         lines += extra
         findings += more
     loop = TrainConfig()

@@ -36,16 +36,14 @@ def create(config: TrainRun) -> RunFolder:
 
     Raises UserError for what ``check_parts`` finds.
     """
-    from tunesmith.data.registry import find
+    from tunesmith.data.sources import pinned as pinned_set
     from tunesmith.hub.reference import parse
 
     check_parts(config)
     data = config.data
     pinned: dict[str, Any] = {"date": data.date or datetime.date.today().isoformat()}
     for key in ("train", "eval"):
-        pinned[key] = tuple(
-            _absolute(name) if find(name, data.registry).file_named else name for name in getattr(data, key)
-        )
+        pinned[key] = tuple(pinned_set(choice, data.registry) for choice in getattr(data, key))
     if data.registry is not None:
         pinned["registry"] = _absolute(data.registry)
     config = config.model_copy(update={"data": data.model_copy(update=pinned)})
@@ -173,7 +171,7 @@ def encode(config: TrainRun, stage: Stage, progress: Progress) -> Rows:
     """Load and encode the data of a run; what cannot be encoded is an error, or counted and named with ``skip_bad``."""
     from tunesmith.data.load import load
 
-    split = load(config.data, config.train.seed)
+    split = load(config.data, config.train.seed, progress)
     for note in split.notes:
         progress.say(note)
     progress.start("encoding", len(split.train) + len(split.eval), "rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import JSONDecodeError
 from typing import BinaryIO
 
 from tunesmith.config.errors import DataError
@@ -23,9 +24,9 @@ def rows(file: BinaryIO, name: str, options: Options) -> Rows:
             value = decode(line)
         except RecursionError:
             value = DataError(f"{origin}: nested too deeply to be a data set")
-        except ValueError as error:
+        except JSONDecodeError as error:
             value = DataError(
-                f"{origin}: not valid JSON: {error}: {line.strip()[:60]!r}",
+                f"{origin}: not valid JSON: {error.msg} at character {error.pos + 1}: {line.strip()[:60]!r}",
                 hint="each line must be one complete JSON object",
             )
         if isinstance(value, Flaw):
