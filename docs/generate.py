@@ -77,8 +77,8 @@ def _item(field: Schema, defs: Schema) -> Schema | None:
     """The config that the entries of a list are, where a plain text is short for one."""
     if field.get("anyOf", [{}])[0].get("type") != "array":
         return None
-    choices = field["anyOf"][0]["items"].get("anyOf", [])
-    return next((defs[c["$ref"].rpartition("/")[2]] for c in choices if "$ref" in c), None)
+    inside = _parts(field["anyOf"][0]["items"], defs)
+    return inside[0] if inside and _parts(field, defs) == inside else None
 
 
 def _row(key: str, field: Schema, *, required: bool) -> str:

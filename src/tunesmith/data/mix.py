@@ -58,5 +58,5 @@ def _interleaved(
         at[chosen] += 1
         if at[chosen] == len(pools[chosen]):
             used_up.add(chosen)
-            if len(used_up) == (len(pools) if all_of_them else 1):
-                return
+        if len(used_up) >= (len(pools) if all_of_them else 1) and turn == 0:  # a round is finished
+            return

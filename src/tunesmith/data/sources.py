@@ -143,8 +143,9 @@ def _from_hub(references: list[DataReference], choice: SetConfig, note: Note, pr
     subset = f"subset {chosen.subset}, " if chosen.subset != "default" else ""
     note(f"{repository.title}: {subset}split {chosen.split}, {len(chosen.files)} files")
     if choice.streaming:
-        parts = tuple(_remote_part(repository, path) for path in chosen.files)
-        return Source(repository.title, parts, chosen.field, remote=True)
+        remote = [_remote_part(repository, path) for path in chosen.files]
+        opened = [p for part in remote for p in (unzipped(part) if part.name.endswith(".zip") else [part])]
+        return Source(repository.title, tuple(opened), chosen.field, remote=True)
     files = local_files(repository, chosen.files, progress)
     local = [
         Part(name=part.name, open=part.open, size=part.size, digest=_digest(repository, path), packed=part.packed)

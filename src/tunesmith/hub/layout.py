@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,10 @@ def choose_files(
         for path in paths:
             if not any(part.startswith(".") for part in path.split("/")):
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
-                (root / path).touch()
-        (root / "README.md").write_text(readme or "", encoding="utf-8")
+                _stand_in(root / path)
+        (root / "README.md").unlink(missing_ok=True)
+        if readme is not None and readme.startswith("---"):
+            (root / "README.md").write_text(readme, encoding="utf-8")
         if folder is not None and not (root / folder).is_dir():
             folders = sorted({path.split("/")[0] for path in paths if "/" in path})
             raise UserError(f"{where} has no folder {folder!r}.", f"It has: {', '.join(folders) or 'none'}.")
@@ -58,7 +61,16 @@ def choose_files(
         except UserError:
             raise
         except Exception as error:  # the library raises many kinds for a repository that it cannot make sense of
-            raise _explained(error, paths, where) from error
+            raise _explained(error, paths, str(root), where) from error
+
+
+def _stand_in(path: Path) -> None:
+    """An empty file; in a zip file, which the library looks into to tell its kind, an empty file of rows."""
+    if path.suffix.lower() != ".zip":
+        path.touch()
+        return
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rows.jsonl", "")
 
 
 def _choose(root: Path, where: str, subset: str | None, split: str | None, folder: str | None, cache: Path) -> Chosen:
@@ -93,14 +105,14 @@ def _default(root: str, folder: str | None) -> str | None:
     return found
 
 
-def _explained(error: Exception, paths: Sequence[str], where: str) -> UserError:
+def _explained(error: Exception, paths: Sequence[str], root: str, where: str) -> UserError:
     if any(path.endswith(".py") for path in paths):
         return UserError(
             f"{where} is a loading script without data files; code of a data set is not run.",
             f"On Hugging Face many such sets have a converted copy: revision: {CONVERTED} (and perhaps a subset).",
         )
     shown = ", ".join(paths[:6]) + (" …" if len(paths) > 6 else "")
-    detail = str(error).strip().splitlines()
+    detail = str(error).replace(root, where).strip().splitlines()
     return UserError(
         f"{where} holds no rows that can be read ({detail[0] if detail else type(error).__name__}).",
         f"It has the files: {shown or 'none'}.",

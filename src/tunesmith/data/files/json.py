@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from json import JSONDecodeError
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ SEEKS = False
 CONTAINERS = ("data", "rows", "train", "examples", "instances", "records", "items")
 """Keys of an object that are taken for its list of rows when none is named (``field``)."""
 SPACE = " \t\r\n"
+NO_SPACE = re.compile(r"[^ \t\r\n]")
 EDGE = 64
 """An error this near to the end of what was read so far (characters) may only mean that the rest is missing."""
 
@@ -112,13 +114,12 @@ class _Text:
 
     def next(self) -> str:
         """The next character that is no space; empty at the end."""
-        while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in SPACE:
-                    return self._text[self._at]
-                self._at += 1
+        while (found := NO_SPACE.search(self._text, self._at)) is None:
+            self._at = len(self._text)
             if not self._more():
                 return ""
+        self._at = found.start()
+        return found[0]
 
     def skip(self, character: str) -> None:
         assert self.next() == character
