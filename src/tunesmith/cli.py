@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +85,9 @@ def train(
         settings.insert(0, config)
         config = None
     elif config is not None and Path(config).suffix not in (".yaml", ".yml"):
-        example = f"data={config}" if Path(config).suffix in (".json", ".jsonl") else f"model={config}"
+        example = (
+            f"data={config}" if Path(config).suffix in (".json", ".jsonl", ".csv", ".parquet") else f"model={config}"
+        )
         raise UserError(
             f"{config!r} is not a YAML config", hint=f"settings are written key=value, for example {example}"
         )
@@ -92,12 +95,12 @@ def train(
     if check:
         from tunesmith.verbs.train import check_parts
 
-        check_parts(loaded)
+        check_parts(loaded, _progress())
         typer.echo(dump(loaded), nl=False)
         return
     from tunesmith.verbs.train import create, execute
 
-    run = create(loaded)
+    run = create(loaded, _progress())
     if detach:
         from tunesmith.runs.process import spawn
 
@@ -335,25 +338,47 @@ def runs_delete(
 
 @data_app.command("check")
 def data_check(
-    name: Annotated[str, typer.Argument(metavar="SET", help="A registered name, or a .json / .jsonl file.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SET… [key.sub=value]…", help="Registered names or files; settings as in `train`."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Count tokens with this model's tokenizer and template.")
     ] = None,
-    max_length: Annotated[int, typer.Option(min=16, help="Longest conversation in tokens.")] = 2048,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A training config (YAML): its data, model and settings.")
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="Write a cleaned copy (.jsonl) and a list of what was dropped."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw how turns and tokens are spread.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Render every row, however long that takes.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every finding, not the first few of each kind.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
-    """Read every row and say what is in it and what is wrong; exit code 2 when training would stop at it."""
-    from tunesmith.verbs.data import check
+    """Read every row and say what is in it and what is wrong; exit code 2 when an error is found."""
+    from tunesmith.verbs import data as verb
 
-    report = check(name, _progress(), model=model, max_length=max_length)
-    for line in report.lines:
-        typer.echo(line)
-    for finding in report.findings:
-        typer.echo(f"{finding.severity}: {finding.message}")
-    errors = sum(f.severity == "error" for f in report.findings)
-    warnings = len(report.findings) - errors
-    counted = f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
-    typer.echo(counted if report.findings else "nothing wrong found")
-    if errors:
+    named, overrides = _sets_and_settings(sets or ())
+    run, reference = verb.settings(named, overrides, config, model)
+    checked = verb.check(run, _progress(), tokens=reference is not None, full=full, fix=fix, picture=plot)
+    if as_json:
+        for piece in verb.as_json(checked):
+            typer.echo(piece, nl=False)
+    else:
+        from rich.console import Console
+
+        from tunesmith.verbs.data_report import report
+
+        console = Console(highlight=False, soft_wrap=True)
+        for line in report(checked, everything=everything):
+            console.print(line)
+    if not checked.ok:
         raise typer.Exit(2)
 
 
@@ -372,6 +397,49 @@ def data_templates(
         typer.echo(
             f"{template.name:<18} {template.family}\n    end of turn: {ends}; tools: {template.tools}; thinking: {template.thinking}"
         )
+
+
+@data_app.command("show")
+def data_show(
+    sets: Annotated[
+        list[str] | None, typer.Argument(metavar="SET [key.sub=value]…", help="A registered name or a file.")
+    ] = None,
+    count: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many rows.")] = 3,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Show the tokens of this model, the learned ones coloured.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A training config (YAML).")] = None,
+    row: Annotated[int | None, typer.Option("--row", min=1, help="Begin at this row, counted from 1.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Rows drawn at random with this seed.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Show rows as a model sees them: special tokens visible, what is learned coloured."""
+    from tunesmith.verbs import data as verb
+    from tunesmith.verbs import data_show as show
+
+    named, overrides = _sets_and_settings(sets or ())
+    run, reference = verb.settings(named, overrides, config, model)
+    shown = show.show(run, _progress(), count=count, row=row, seed=seed, tokens=reference is not None)
+    if html is not None:
+        show.write_page(shown, html)
+        print(f"page: {html}", file=sys.stderr)
+    elif as_json:
+        typer.echo(json.dumps(show.as_dict(shown), ensure_ascii=False, indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False, soft_wrap=True)
+        for line in show.lines(shown, marks=not console.is_terminal):
+            console.print(line)
+
+
+def _sets_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of sets, and ``key=value`` settings; what is a file is a set, whatever its name."""
+    settings = [w for w in words if "=" in w and not Path(w).exists()]
+    return [w for w in words if w not in settings], settings
 
 
 @app.command()

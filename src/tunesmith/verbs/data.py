@@ -1,97 +1,206 @@
-"""``tunesmith data check``: what is in a data set, before a minute of training is spent on it."""
+"""``tunesmith data check``: what is in data sets and what is wrong with it, before a minute of training is spent on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tunesmith.config.errors import UserError
+from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
-from tunesmith.data.example import Chat
-from tunesmith.data.load import load_set
-from tunesmith.models.config import ModelConfig
-from tunesmith.train.config import TrainConfig
+from tunesmith.data.doctor.base import SEVERITIES
+from tunesmith.data.doctor.examine import Examination, examine
+from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
+from tunesmith.data.doctor.histogram import plot
+from tunesmith.data.load import OpenSet, open_set
+from tunesmith.data.mix import order
 from tunesmith.train.order import total_steps
-from tunesmith.verbs.targets import open_renderer
+from tunesmith.verbs.run_config import TrainRun, load_config
+
+if TYPE_CHECKING:
+    from tunesmith.render.token_pass import TokenPass
+
+FEW_STEPS = 30
+"""Optimizer steps; below, a change is seldom seen."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """``severity``: error (training would stop) or warning."""
+class Checked:
+    """An examination and what it was made of. ``tokens`` is None without a model."""
 
-    severity: str
-    message: str
+    config: TrainRun
+    train: tuple[OpenSet, ...]
+    eval: tuple[OpenSet, ...]
+    found: Examination
+    tokens: TokenPass | None
+    fixed: Fixed | None = None
+
+    @property
+    def ok(self) -> bool:
+        """No error was found."""
+        return self.found.findings.count("error") == 0
 
 
-@dataclass(frozen=True)
-class DataReport:
-    """Lines about the set, and what is wrong with it."""
+def settings(
+    sets: Sequence[str], overrides: Sequence[str] = (), config: Path | None = None, model: str | None = None
+) -> tuple[TrainRun, str | None]:
+    """The whole-run config that the data is checked for, and the model to count tokens with (None = no tokens).
 
-    lines: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    Sets and model on the command line stand above the file. Raises ConfigError, UserError.
+    """
+    given = [f"data.train={json.dumps(list(sets), ensure_ascii=False)}"] if sets else []
+    if model is not None:
+        given.append(f"model.ref={json.dumps(model, ensure_ascii=False)}")
+    if config is None and not sets and not any(o.startswith("data") for o in overrides):
+        raise UserError("no data set is named", hint="for example: tunesmith data check my.jsonl --model demo")
+    named = (
+        model is not None or config is not None or any(o.partition("=")[0] in ("model", "model.ref") for o in overrides)
+    )
+    run = load_config(config, [*([] if named else ["model=demo"]), *overrides, *given])
+    return run, run.model.ref if named else None
 
 
-def check(name: str, progress: Progress, *, model: str | None = None, max_length: int = 2048) -> DataReport:
-    """Read every row of the set; with a model, render and count tokens as training would."""
-    config = DataConfig(train=(name,), max_length=max_length)
-    loaded = load_set(name, config)
-    total = len(loaded.examples) + len(loaded.bad)
-    lines = [f"{loaded.dataset.path}: {total} rows, {loaded.format} ({loaded.reason})"]
-    findings = [Finding("error", f"{e.message} ({e.hint})" if e.hint else e.message) for e in loaded.bad]
-    turns = [sum(m.role == "assistant" for m in e.messages) for e in loaded.examples]
-    systems = sum(any(m.role == "system" for m in e.messages) for e in loaded.examples)
-    if turns:
-        lines.append(f"answers per row: {min(turns)} to {max(turns)}; {systems} rows with a system prompt")
-    seen: dict[object, str] = {}
-    for example in loaded.examples:
-        first = seen.setdefault(example.messages, example.origin)
-        if first != example.origin:
-            findings.append(Finding("warning", f"{example.origin}: the same as {first}"))
-    if model is not None and loaded.examples:
-        extra, more = _tokens(loaded.examples, model, config, progress)
-        lines += extra
-        findings += more
-    loop = TrainConfig()
-    rows = len(loaded.examples)
-    held = min(max(1, round(rows * config.eval_share)), max(rows - 1, 0))
-    rows -= held
-    if rows:
-        steps = total_steps(rows, loop.batch, loop.epochs, None)
-        few = ": probably too few to see a change" if steps < 30 else ""
-        lines.append(
-            f"with the default settings: {rows} rows x {loop.epochs:g} epochs / {loop.batch} = {steps} steps{few} ({held} held out)"
+def check(
+    run: TrainRun,
+    progress: Progress,
+    *,
+    tokens: bool,
+    full: bool = False,
+    fix: Path | None = None,
+    picture: Path | None = None,
+) -> Checked:
+    """Examine the data of a config; with ``tokens`` rendered as training would (``full``: every row, however long that takes).
+
+    ``fix`` is where a cleaned copy is written, ``picture`` where the lengths are drawn (.png). Raises UserError for what
+    cannot be opened, and for a ``fix`` that is there already.
+    """
+    data = run.data
+    if fix is not None:
+        check_out(fix)
+        if len(data.train) != 1:
+            raise DataError(
+                "--fix cleans one set at a time", hint="name one set, and its evaluation set with data.eval=…"
+            )
+    if picture is not None and picture.suffix != ".png":
+        raise UserError(f"{picture}: the plot is a PNG", hint="give it a name that ends in .png")
+    train, held = ([open_set(choice, data, progress) for choice in choices] for choices in (data.train, data.eval))
+    look, special = _tokens(run, full, progress) if tokens else (None, None)
+    found = examine(
+        train,
+        held,
+        special_tokens=special,
+        held_out=lambda rows: held_out(rows, data, run.train.seed),
+        tokens=look,
+        progress=progress,
+    )
+    if picture is not None:
+        shape = found.shapes["train"]
+        lengths = look.lengths if look is not None else ()
+        plot(picture, dict(shape.turns), lengths, data.max_length, ", ".join(s.name for s in train))
+        progress.say(f"plot: {picture}")
+    fixed = None
+    if fix is not None:
+        if found.stopped:
+            raise DataError(
+                found.stopped, hint="a file that cannot be read to its end cannot be copied; mend that place first"
+            )
+        fixed = write_fixed(train[0], found.findings, found.checks, fix, progress)
+    return Checked(run, tuple(train), tuple(held), found, look, fixed)
+
+
+def _tokens(run: TrainRun, full: bool, progress: Progress) -> tuple[TokenPass, frozenset[str]]:
+    from tunesmith.render.token_pass import TokenPass, special_tokens_of
+    from tunesmith.verbs.targets import open_renderer
+
+    _, renderer = open_renderer(run.model, run.data, progress)
+    return TokenPass(renderer, full=full, progress=progress), special_tokens_of(renderer.tokenizer)
+
+
+def held_out(rows: int, data: DataConfig, seed: int) -> frozenset[int]:
+    """The rows that ``data.load.load`` holds out when there is no evaluation set (of rows that can all be read)."""
+    if data.eval or data.eval_share <= 0 or rows < 2:
+        return frozenset()
+    order = list(range(rows))
+    random.Random(seed).shuffle(order)
+    return frozenset(order[: held_out_count(rows, data)])
+
+
+def held_out_count(rows: int, data: DataConfig) -> int:
+    """How many rows are held out."""
+    if data.eval or data.eval_share <= 0:
+        return 0
+    return max(0, min(max(1, round(rows * data.eval_share)), rows - 1))
+
+
+def steps_line(checked: Checked) -> str:
+    """How many optimizer steps the config makes of the rows, and whether that is enough to see something."""
+    run, rows = checked.config, checked.found.shapes["train"].rows
+    held = held_out_count(rows, run.data)
+    rows = _rows_per_epoch(checked, rows, held)
+    if rows <= 0:
+        return "no row is left to train on"
+    loop = run.train
+    steps = total_steps(rows, loop.batch, loop.epochs, loop.max_steps)
+    how = (
+        f"train.max_steps={loop.max_steps}"
+        if loop.max_steps
+        else f"{rows:,} rows × {loop.epochs:g} epochs / {loop.batch}"
+    )
+    few = ": probably too few to see a change" if steps < FEW_STEPS else ""
+    return f"{how} = {steps:,} steps{few}" + (f" ({held:,} rows held out)" if held else "")
+
+
+def _rows_per_epoch(checked: Checked, rows: int, held: int) -> int:
+    """What is left to train on once ``held`` rows are held out, after weights and mixing."""
+    data = checked.config.data
+    if len(data.train) == 1 and data.train[0].weight == 1 and data.mix == "concat":
+        return rows - held
+    counts = list(checked.found.counts["train"])
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    for row in held_out(ends[-1], data, checked.config.train.seed):
+        counts[next(i for i, end in enumerate(ends) if row < end)] -= 1
+    weights = [choice.weight for choice in data.train]
+    return len(
+        order(
+            counts,
+            weights,
+            mix=data.mix,
+            probabilities=data.probabilities,
+            stop=data.stop,
+            seed=checked.config.train.seed,
         )
-    return DataReport(tuple(lines), tuple(findings))
+    )
 
 
-def _tokens(
-    examples: Sequence[Chat], model: str, config: DataConfig, progress: Progress
-) -> tuple[list[str], list[Finding]]:
-    _, renderer = open_renderer(ModelConfig(ref=model), config, progress)
-    lengths, learned, shortened = [], 0, 0
-    findings: list[Finding] = []
-    progress.start("rendering", len(examples), "rows")
-    for example in examples:
-        progress.advance(1)
-        try:
-            rendered = renderer.render(example)
-        except UserError as error:
-            findings.append(Finding("error", error.message))
-            continue
-        lengths.append(len(rendered.ids))
-        learned += rendered.learned
-        shortened += rendered.dropped_turns > 0
-    progress.finish()
-    if not lengths:
-        return [], [*findings, Finding("error", "no row can be rendered with this model's chat template")]
-    lines = [
-        f"tokens per row: {min(lengths)} to {max(lengths)}, median {median(lengths):.0f}; {sum(lengths)} in all",
-        f"learned tokens: {learned / sum(lengths):.0%}",
+def as_json(checked: Checked) -> Iterator[str]:
+    """The report as one JSON object, piece by piece: there may be a million findings."""
+    found = checked.found
+    sets = [
+        {"name": s.name, "part": part, "rows": rows, "format": s.format, "reason": s.reason}
+        for part, sources in (("train", checked.train), ("eval", checked.eval))
+        for s, rows in zip(sources, found.counts[part])  # type: ignore[index]
     ]
-    if shortened:
-        findings.append(
-            Finding("warning", f"{shortened} rows lose their earliest turns to fit max_length={config.max_length}")
-        )
-    return lines, findings
+    head: dict[str, Any] = {
+        "ok": checked.ok,
+        "sets": sets,
+        "counts": {severity: found.findings.count(severity) for severity in SEVERITIES},
+        "shape": {part: shape.as_dict() for part, shape in found.shapes.items() if shape.rows or shape.unreadable},
+        "tokens": checked.tokens.summary() if checked.tokens is not None else None,
+        "steps": steps_line(checked),
+        "seconds": round(found.seconds, 3),
+        "stopped": found.stopped or None,
+        "fixed": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(checked.fixed).items()}
+        if checked.fixed
+        else None,
+    }
+    yield json.dumps(head, ensure_ascii=False, indent=1)[:-2] + ',\n "findings": ['
+    comma = ""
+    for name in found.findings.checks():
+        for finding in found.findings.of(name):
+            yield comma + "\n  " + json.dumps({"check": name, **asdict(finding)}, ensure_ascii=False)
+            comma = ","
+    yield "\n ]\n}\n"

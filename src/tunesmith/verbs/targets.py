@@ -120,7 +120,7 @@ def open_renderer(
     template = template_of(tokenizer, model, kept_text(run))
     if template.reason:
         progress.say(template.reason)
-    return local, Renderer(tokenizer, max_length=data.max_length, date=date, template=template.text)
+    return local, Renderer(tokenizer, max_length=data.max_length, date=date, learn=data.learn, template=template.text)
 
 
 def renderer_of(target: Target, *, exported: Path | None = None, progress: Progress = SILENT) -> Renderer:
