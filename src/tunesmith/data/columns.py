@@ -11,16 +11,30 @@ from tunesmith.config.errors import DataError
 
 @dataclass(frozen=True)
 class FieldMap:
-    """``columns``: our name -> the file's column; ``tags``: our name -> the word the file uses."""
+    """``columns``: our name -> the file's column; ``tags``: our name -> the word the file uses;
+    ``ranking``: the rows are pairs of a better and a worse answer (LLaMA-Factory's key)."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    ranking: bool = False
 
     def column(self, name: str, default: str | None = None) -> str:
         return self.columns.get(name) or default or name
 
     def tag(self, name: str, default: str) -> str:
         return self.tags.get(name) or default
+
+    def find(self, row: Mapping[str, Any], name: str, *defaults: str) -> str | None:
+        """The column of ``row`` that holds ``name``, or None when the row has none.
+
+        What ``columns`` names is taken alone. Else the first of ``defaults`` that the row has (one that is filled before
+        one that is null) and that ``columns`` does not give to another name.
+        """
+        if self.columns.get(name):
+            return self.columns[name] if self.columns[name] in row else None
+        taken = set(self.columns.values())
+        there = [d for d in defaults if d in row and d not in taken]
+        return next((d for d in there if row[d] is not None), there[0] if there else None)
 
 
 def text_of(row: Mapping[str, Any], column: str, origin: str, *, optional: bool = False) -> str:
@@ -31,9 +45,40 @@ def text_of(row: Mapping[str, Any], column: str, origin: str, *, optional: bool 
     if isinstance(value, str):
         return value
     if column not in row:
-        there = ", ".join(map(repr, row)) or "none"
         raise DataError(
             f"{origin}: the column {column!r} is missing",
-            hint=f"this row has: {there}; map other names with `columns` in dataset_info.json",
+            hint=f"this row has: {names_in(row)}; map other names with `columns`",
         )
-    raise DataError(f"{origin}: {column!r} should be text, found {type(value).__name__}: {str(value)[:60]!r}")
+    raise not_text(value, f"{origin}: {column!r}")
+
+
+def not_text(value: Any, what: str) -> DataError:
+    """The error for a value that should be text; ``what`` names its place."""
+    if value is None:
+        hint = "fill it in, or take the row out"
+    elif isinstance(value, (list, dict)):
+        hint = "a list of turns is read where turns belong: `conversations` / `messages`, or `prompt`, `chosen`, `rejected`"
+    else:
+        hint = f'write it as text: "{str(value)[:20]}"'
+    return DataError(f"{what} should be text, found {found(value)}", hint=hint)
+
+
+def found(value: Any) -> str:
+    """A value as messages show it: its type and its first characters."""
+    return "null" if value is None else f"{type(value).__name__}: {str(value)[:60]!r}"
+
+
+def names_in(row: Mapping[str, Any]) -> str:
+    """The column names of a row, for messages."""
+    return ", ".join(repr(key) for key in list(row)[:20]) or "none"
+
+
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def truth_of(value: Any, what: str) -> bool:
+    """A yes or no: true / false, 1 / 0, or these as text (as CSV files have them). Raises DataError."""
+    known = _TRUTH.get(str(value).strip().lower()) if isinstance(value, (bool, int, float, str)) else None
+    if known is None:
+        raise DataError(f"{what} should be true, false, 0 or 1, found {found(value)}")
+    return known

@@ -5,17 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tunesmith.config.errors import DataError
 from tunesmith.config.plugins import load as load_plugin
-from tunesmith.config.plugins import names
 from tunesmith.data.config import DataConfig
+from tunesmith.data.detect import FORMATS, detect
 from tunesmith.data.example import Chat
 from tunesmith.data.registry import DataSet, find
 from tunesmith.data.rows import read_rows
-
-FORMATS = "tunesmith.data.formats"
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def load_set(name: str, config: DataConfig) -> Loaded:
         raise DataError(f"{dataset.path}: there is no row in it")
     rows = rows[: min(limits)] if limits else rows
     chosen = dataset.formatting or (config.format if config.format != "auto" else None)
-    format_name, reason = (chosen, "it was named") if chosen else _detect(rows, dataset)
+    format_name, reason = detect(rows, dataset.fields, chosen)
     convert = load_plugin(FORMATS, format_name).convert
     examples: list[Chat] = []
     bad: list[DataError] = []
@@ -53,30 +50,6 @@ def load_set(name: str, config: DataConfig) -> Loaded:
         except DataError as error:
             bad.append(error)
     return Loaded(dataset, format_name, reason, tuple(examples), tuple(bad))
-
-
-def _detect(rows: Sequence[tuple[str, Any]], dataset: DataSet) -> tuple[str, str]:
-    """Format and reason, told by the first row that is an object, with the data set's own column names translated."""
-    origin, row = next(((o, r) for o, r in rows if isinstance(r, Mapping)), rows[0])
-    if not isinstance(row, Mapping):
-        raise DataError(f"{origin}: expected an object with keys, found {type(row).__name__}")
-    found: list[tuple[str, str]] = []
-    for name in names(FORMATS):
-        plugin = load_plugin(FORMATS, name)
-        renamed = dict(row)
-        for role, column in dataset.fields.columns.items():
-            if role in plugin.ROLES and column in row:
-                renamed[plugin.ROLES[role]] = row[column]
-        reason = plugin.detect(renamed)
-        if reason:
-            found.append((name, reason))
-    if not found:
-        raise DataError(
-            f"{origin}: cannot tell the format from the keys {', '.join(map(repr, row))}",
-            hint="expected instruction/output (alpaca) or conversations/messages (sharegpt); "
-            "other names are mapped with `columns` in a dataset_info.json",
-        )
-    return found[0]
 
 
 @dataclass(frozen=True)
