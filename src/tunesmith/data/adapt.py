@@ -7,8 +7,9 @@ from tunesmith.data.example import KINDS, Chat, Example, Feedback, Message, Pref
 from tunesmith.data.thinking import without_empty_block
 
 _MENDS = {
-    ("preference", "chat"): "the stages dpo and reward learn from pairs; to learn the chosen answers alone, name the format alpaca "
-    'or completion and map the columns, for example {"prompt": "prompt", "response": "chosen"}',
+    ("preference", "chat"): "the stages dpo and reward learn from pairs; to learn the chosen answers alone, map the "
+    'columns: {"prompt": …, "response": "chosen"} with format alpaca when they are texts, {"messages": "chosen"} with openai '
+    "when they are whole conversations",
     ("prompt", "chat"): "prompts are for ppo and grpo; when the right answers are to be learned, map their column: "
     '{"prompt": …, "response": …} (alpaca)',
     ("text", "chat"): "the stage pretrain learns from plain text; for conversations, map the columns of question and answer",

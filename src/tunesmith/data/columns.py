@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +54,16 @@ def text_of(row: Mapping[str, Any], column: str, origin: str, *, optional: bool 
     raise not_text(value, f"{origin}: {column!r}")
 
 
+def list_of(value: Any) -> Any:
+    """A list, also when it is written as JSON text (as CSV files have it); any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def not_text(value: Any, what: str) -> DataError:
     """The error for a value that should be text; ``what`` names its place."""
     if value is None:
@@ -65,7 +77,14 @@ def not_text(value: Any, what: str) -> DataError:
 
 def found(value: Any) -> str:
     """A value as messages show it: its type and its first characters."""
-    return "null" if value is None else f"{type(value).__name__}: {str(value)[:60]!r}"
+    if value is None:
+        return "null"
+    text = _SHORT.repr(value) if isinstance(value, (list, tuple, dict)) else str(value)[:60]
+    return f"{type(value).__name__}: {text[:60]!r}"
+
+
+_SHORT = reprlib.Repr()  # a value may be long, and nested deeply
+_SHORT.maxlevel = _SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 3
 
 
 def names_in(row: Mapping[str, Any]) -> str:
@@ -76,9 +95,14 @@ def names_in(row: Mapping[str, Any]) -> str:
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
+def truth(value: Any) -> bool | None:
+    """A yes or no: true / false, 1 / 0, or these as text (as CSV files have them); None when it is neither."""
+    return _TRUTH.get(str(value).strip().lower()) if isinstance(value, (bool, float, str)) or value in (0, 1) else None
+
+
 def truth_of(value: Any, what: str) -> bool:
-    """A yes or no: true / false, 1 / 0, or these as text (as CSV files have them). Raises DataError."""
-    known = _TRUTH.get(str(value).strip().lower()) if isinstance(value, (bool, int, float, str)) else None
+    """The same, or DataError."""
+    known = truth(value)
     if known is None:
-        raise DataError(f"{what} should be true, false, 0 or 1, found {found(value)}")
+        raise DataError(f"{what} should be true, false, 0 or 1, found {found(value)}", hint="write true or false")
     return known

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.config.errors import DataError
 from tunesmith.data.assemble import BESIDE, chat_of, pair_of
-from tunesmith.data.columns import FieldMap, found, names_in, text_of, truth_of
+from tunesmith.data.columns import FieldMap, found, list_of, names_in, text_of, truth_of
 from tunesmith.data.detect import misfit
 from tunesmith.data.example import Chat, Feedback, Preference
 from tunesmith.data.turns import read_said, read_turns
@@ -20,7 +20,7 @@ def turn_column(row: Mapping[str, Any], key: str, home: str) -> str | None:
     """The column of ``row`` whose turns have the key ``key`` (``from`` or ``role``); a list that does not tell counts for
     its usual column ``home``."""
     for column in COLUMNS:
-        turns = row.get(column)
+        turns = list_of(row.get(column))
         if not isinstance(turns, list):
             continue
         turn = next((t for t in turns if isinstance(t, dict)), {})
@@ -38,9 +38,10 @@ def convert_turns(
         raise misfit(
             row, origin, fields, name, f"the column {fields.column('messages', home)!r} with the turns is missing"
         )
-    if not isinstance(row[column], list):
+    listed = list_of(row[column])
+    if not isinstance(listed, list):
         raise misfit(row, origin, fields, name, f"{column!r} should be a list of turns, found {found(row[column])}")
-    turns = read_turns(row[column], f"{origin}: {column!r}" if column != home else origin, fields)
+    turns = read_turns(listed, f"{origin}: {column!r}" if column != home else origin, fields)
     chosen, rejected = fields.find(row, "chosen", "chosen"), fields.find(row, "rejected", "rejected")
     asks = bool(turns.messages) and turns.messages[-1].role != "assistant"
     if fields.ranking or (asks and chosen and rejected and row[chosen] is not None and row[rejected] is not None):

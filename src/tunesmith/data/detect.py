@@ -47,11 +47,12 @@ def detect(rows: Sequence[tuple[str, Any]], fields: FieldMap, named: str | None 
         if fitting:
             return fitting[0]
     origin, row = objects[0]
-    expected = "; ".join(f"{name_of(f)}: {f.EXPECTS}" for f in formats())
+    expected = "".join(f"\n  {name_of(f)}: {f.EXPECTS}" for f in formats())
+    keys = [*map(str, row), "question", "answer"][:: max(len(row) - 1, 1)]  # the first and the last, for an example
     raise DataError(
         f"{origin}: cannot tell the format from the keys {names_in(row)}",
-        hint=f"expected one of: {expected}. Other names are told with `columns`, for example "
-        f'{{"prompt": {next(iter(row), "question")!r}, "response": {next(reversed(list(row)), "answer")!r}}}',
+        hint=f'tell what the columns are with `columns`, for example {{"prompt": {keys[0]!r}, "response": {keys[1]!r}}}; '
+        f"known without that:{expected}",
     )
 
 

@@ -103,7 +103,8 @@ def check_column(messages: Sequence[Message], row: Mapping[str, Any], origin: st
         if marks and f"{kind}s" in fields.columns and row.get(fields.columns[f"{kind}s"]) in (None, []):
             raise DataError(
                 f"{origin}: the texts have {marks} times {placeholder(kind)}, "
-                f"the column {fields.columns[f'{kind}s']!r} is empty"
+                f"the column {fields.columns[f'{kind}s']!r} is empty",
+                hint=f"fill it in, or take the {placeholder(kind)} out",
             )
 
 

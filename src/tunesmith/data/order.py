@@ -37,7 +37,9 @@ def check_order(
         _check_filled(message, where)
         before = message
     if before is None or not messages:
-        raise DataError(f"{place}: there is no turn in it", hint="fill it in, or take the row out")
+        raise DataError(
+            f"{place}: there is no turn of the user and no answer in it", hint="fill it in, or take the row out"
+        )
     if ends == "answer" and before.role != "assistant":
         raise DataError(
             f"{place}: the conversation ends with turn {len(messages)}, a turn of the {before.role}: it has no answer to learn",

@@ -33,7 +33,7 @@ def read_tools(value: Any, place: str) -> tuple[dict[str, Any], ...]:
                 f"{where}: tools of the type {str(tool['type'])!r} cannot be described to a model", hint=hint
             )
         if not isinstance(function, dict) or not _is_name(function.get("name")):
-            raise DataError(f"{where}: it has no name: {str(tool)[:60]!r}", hint=hint)
+            raise DataError(f"{where}: it has no name: found {found(tool)}", hint=hint)
         function = {k: v for k, v in function.items() if not (function is tool and k in ("type", "function"))}
         tools.append({"type": "function", "function": function})
     return tuple(tools)

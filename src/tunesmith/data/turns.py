@@ -62,14 +62,14 @@ def _turn(turn: Any, place: str, fields: FieldMap) -> tuple[Message, tuple[Inlin
             f"{place}: expected a turn such as {{'from': 'human', 'value': '…'}}, found {found(turn)}",
             hint="each turn is an object with who speaks and what is said",
         )
-    role_key = fields.tag("role_tag", "from" if turn.get("from") is not None else "role")
+    role_key = fields.tag("role_tag", _key(turn, "from", "role"))
     if role_key not in turn:
         raise DataError(
             f"{place}: it has no {role_key!r}, which tells who speaks",
             hint=f"this turn has: {', '.join(map(repr, turn)) or 'nothing'}; tell other names with `tags` (role_tag, content_tag)",
         )
     role = speaker(turn[role_key], fields, place)
-    text_key = fields.tag("content_tag", "value" if turn.get("value") is not None else "content")
+    text_key = fields.tag("content_tag", _key(turn, "value", "content"))
     train = _train(turn, place)
     if role == "call":
         return _call_turn(turn, text_key, place, train), ()
@@ -82,6 +82,12 @@ def _turn(turn: Any, place: str, fields: FieldMap) -> tuple[Message, tuple[Inlin
     answers = _word(turn, "tool_call_id", place) if role == "tool" else ""
     message = Message(role, content.text, calls, train, content.thinking, name, answers)
     return message, content.media
+
+
+def _key(turn: Mapping[str, Any], *keys: str) -> str:
+    """The first of ``keys`` that is filled, else the first that is there, else the last."""
+    there = [key for key in keys if key in turn]
+    return next((key for key in there if turn[key] is not None), there[0] if there else keys[-1])
 
 
 def _call_turn(turn: Mapping[str, Any], key: str, place: str, train: bool | None) -> Message:

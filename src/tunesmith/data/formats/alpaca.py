@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.config.errors import DataError
 from tunesmith.data.assemble import BESIDE, chat_of, joined, pair_of
-from tunesmith.data.columns import FieldMap, found, text_of, truth_of
+from tunesmith.data.columns import FieldMap, found, list_of, text_of, truth_of
 from tunesmith.data.detect import misfit
 from tunesmith.data.example import Chat, Feedback, Preference, Text
 from tunesmith.data.media import read_media
@@ -80,7 +80,7 @@ def _question(row: Mapping[str, Any], origin: str, fields: FieldMap) -> str:
 
 def _history(row: Mapping[str, Any], origin: str, fields: FieldMap) -> Turns:
     column = fields.find(row, "history", "history")
-    history = None if column is None else row[column]
+    history = None if column is None else list_of(row[column])
     if history is None or history == "":
         return Turns(())
     if not isinstance(history, list):

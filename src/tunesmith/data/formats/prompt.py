@@ -14,7 +14,7 @@ from tunesmith.data.detect import misfit
 from tunesmith.data.example import Prompt
 from tunesmith.data.turns import read_said
 
-PRECEDENCE = 70
+PRECEDENCE = 80
 EXPECTS = "'prompt' (and 'reference', 'ground_truth', 'answer', 'solution' or 'verifier')"
 ROLES: Mapping[str, str] = {"prompt": "prompt", "reference": "reference", "verifier": "verifier", **BESIDE}
 REFERENCES = ("reference", "ground_truth", "answer", "solution")

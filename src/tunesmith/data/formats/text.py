@@ -10,14 +10,16 @@ from tunesmith.data.columns import FieldMap, text_of
 from tunesmith.data.detect import misfit
 from tunesmith.data.example import Text
 
-PRECEDENCE = 80
+PRECEDENCE = 70
 EXPECTS = "'text'"
 ROLES: Mapping[str, str] = {"prompt": "text", "text": "text"}
+_MORE = {"prompt", "reference", "ground_truth", "answer", "solution", "verifier"}
+"""Columns beside which a text is a part of something else."""
 
 
 def detect(row: Mapping[str, Any]) -> str | None:
     """Why this row looks like plain text, or None."""
-    return "it has the key 'text'" if "text" in row else None
+    return None if "text" not in row or _MORE & row.keys() else "it has the key 'text'"
 
 
 def convert(row: Mapping[str, Any], origin: str, fields: FieldMap) -> Text:
