@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -176,11 +178,7 @@ def test_a_column_is_not_read_twice() -> None:
     ],
 )  # fmt: skip
 def test_a_format_or_mapping_that_does_not_fit(row: Row, format: str | None, fields: Row, words: list[str]) -> None:
-    if "same word" in words[0]:
-        with pytest.raises(DataError, match="same word"):
-            read(row, format, **fields)
-    else:
-        refused(row, *words, format=format, **fields)
+    refused(row, *words, format=format, **fields)
 
 
 def test_a_single_row_of_another_format_is_told_what_it_looks_like() -> None:
@@ -675,18 +673,52 @@ KEYS = st.sampled_from(
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
 )
-turn = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": st.sampled_from("ab") | anything},
-    optional={"tool_calls": anything, "reasoning": scalars, "weight": scalars},
-)
-exchange = st.tuples(turn, turn).map(lambda pair: [{**pair[0], "role": "user"}, {**pair[1], "role": "assistant"}])
-value = st.sampled_from("ab") | exchange | st.lists(turn, max_size=3) | anything
+RICH: dict[str, list[Row]] = {
+    "openai": [{
+        "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x.png"}}]},
+            {"role": "assistant", "content": "b", "reasoning": "hm", "weight": 0,
+             "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "content": "3", "tool_call_id": "1", "name": "f"},
+            {"role": "assistant", "content": "<think>hm</think>b"},
+        ],
+        "tools": [DESCRIBED], "kto_tag": True,
+    }],
+    "sharegpt": [share(("human", "<image>a"), ("function_call", CALL), ("observation", "3"), ("gpt", "b"),
+                       system="s", tools="[]", images=["x.png"])],
+    "alpaca": [{"instruction": "a", "output": "b", "history": [["a", "b"]], "tools": "[]", "images": [{"path": "x.png"}]}],
+    "preference": [{"prompt": "a", "chosen": "b", "rejected": "c", "system": "s", "images": "x.png"}],
+}  # fmt: skip
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, name: str) -> Row:
+    """A sound row of the format with one or two values, anywhere in it, replaced by anything or taken out."""
+    row: Row = copy.deepcopy(draw(st.sampled_from([*TYPICAL[name], *RICH.get(name, [])])))
+    for _ in range(draw(st.integers(0, 2))):
+        places = list(places_in(row))
+        if places:
+            holder, key = draw(st.sampled_from(places))
+            if draw(st.booleans()):
+                holder[key] = draw(anything)
+            else:
+                del holder[key]
+    return row
+
+
+def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (holder, key) in a JSON value."""
+    for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        yield value, key
+        if isinstance(inner, (dict, list)):
+            yield from places_in(inner)
 
 
 def rows_of(name: str) -> st.SearchStrategy[Row]:
-    """Rows with the format's own columns, most of them there, holding anything."""
+    """Spoiled rows of the format, and rows with anything in its columns."""
     own = sorted(set(load(FORMATS, name).ROLES.values()))
-    return st.dictionaries(st.sampled_from(own), value, min_size=min(2, len(own)), max_size=5)
+    return spoiled(name) | st.dictionaries(st.sampled_from(own), anything, max_size=4)
 
 
 @pytest.mark.parametrize("name", names(FORMATS))
@@ -700,7 +732,7 @@ def test_arbitrary_rows_are_read_or_refused(name: str, data: st.DataObject, rank
     try:
         example = plugin.convert(row, "f:1", FieldMap(ranking=ranking))
     except DataError as error:
-        assert error.message.startswith("f:1")
+        assert error.message.startswith("f:1") and error.hint
         return
     assert isinstance(example, tuple(KINDS.values())) and example.origin == "f:1"
     for kind in KINDS:

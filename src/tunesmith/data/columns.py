@@ -69,7 +69,7 @@ def not_text(value: Any, what: str) -> DataError:
     if value is None:
         hint = "fill it in, or take the row out"
     elif isinstance(value, (list, dict)):
-        hint = "a list of turns is read where turns belong: `conversations` / `messages`, or `prompt`, `chosen`, `rejected`"
+        hint = "expected one text; lists of turns are read under `conversations`, `messages`, `prompt`, `chosen`, `rejected`"
     else:
         hint = f'write it as text: "{str(value)[:20]}"'
     return DataError(f"{what} should be text, found {found(value)}", hint=hint)

@@ -57,4 +57,7 @@ def check_tags(tags: Mapping[str, str], where: str) -> None:
         if name in tags:
             other = words.setdefault(tags[name], name)
             if other != name:
-                raise DataError(f"{where}: {other!r} and {name!r} in `tags` are the same word {tags[name]!r}")
+                raise DataError(
+                    f"{where}: {other!r} and {name!r} in `tags` are the same word {tags[name]!r}",
+                    hint="each role has a word of its own",
+                )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.config.errors import DataError
-from tunesmith.data.columns import found
+from tunesmith.data.columns import found, not_text
 
 Call = dict[str, Any]
 CALL_HINT = 'expected {"name": "…", "arguments": {…}}, or a list of those'
@@ -57,7 +57,7 @@ def _call(value: Any, place: str) -> Call:
     number = value.get("id")
     if number is not None:
         if not isinstance(number, str):
-            raise DataError(f"{place}: the id of a tool call should be text, found {found(number)}")
+            raise not_text(number, f"{place}: the id of a tool call")
         call["id"] = number
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):

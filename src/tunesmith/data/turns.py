@@ -117,4 +117,4 @@ def _word(turn: Mapping[str, Any], key: str, place: str) -> str:
     value = turn.get(key)
     if value is None or isinstance(value, str):
         return value or ""
-    raise DataError(f"{place}: {key!r} should be text, found {found(value)}")
+    raise not_text(value, f"{place}: {key!r}")

@@ -84,12 +84,16 @@ def _history(row: Mapping[str, Any], origin: str, fields: FieldMap) -> Turns:
     if history is None or history == "":
         return Turns(())
     if not isinstance(history, list):
-        raise DataError(f"{origin}: {column!r} should be a list of [question, answer] pairs, found {found(history)}")
+        raise DataError(
+            f"{origin}: {column!r} should be a list of [question, answer] pairs, found {found(history)}",
+            hint='expected [["question", "answer"], …], the earlier turns',
+        )
     turns: list[Turns] = []
     for i, pair in enumerate(history):
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(t, str) for t in pair)):
             raise DataError(
-                f"{origin}: entry {i + 1} of {column!r} should be a pair of texts [question, answer], found {found(pair)}"
+                f"{origin}: entry {i + 1} of {column!r} should be a pair of texts [question, answer], found {found(pair)}",
+                hint='expected [["question", "answer"], …], the earlier turns',
             )
         place = f"{origin}: entry {i + 1} of {column!r}"
         turns += [read_said(pair[0], place, fields, "user"), read_said(pair[1], place, fields, "assistant")]

@@ -70,4 +70,6 @@ def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON: {error}: {text.strip()[:60]!r}") from None
+        raise DataError(
+            f"{place}: not valid JSON: {error}: {text.strip()[:60]!r}", hint='expected {"kind": "math", …}'
+        ) from None
