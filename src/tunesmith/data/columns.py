@@ -34,9 +34,14 @@ class FieldMap:
         """
         if self.columns.get(name):
             return self.columns[name] if self.columns[name] in row else None
-        taken = set(self.columns.values())
-        there = [d for d in defaults if d in row and d not in taken]
-        return next((d for d in there if row[d] is not None), there[0] if there else None)
+        taken = self.columns.values()
+        found = None
+        for default in defaults:
+            if default in row and default not in taken:
+                if row[default] is not None:
+                    return default
+                found = found or default
+        return found
 
 
 def text_of(row: Mapping[str, Any], column: str, origin: str, *, optional: bool = False) -> str:

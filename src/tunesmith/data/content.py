@@ -57,6 +57,8 @@ def _thought(turn: Mapping[str, Any], content: Content, place: str, assistant: b
     for key, value in told.items():
         if not isinstance(value, str):
             raise not_text(value, f"{place}: {key!r}")
+    if not assistant and not told and not content.thinking:
+        return content
     parts = take_apart(content.text, place) if assistant else None
     texts = {*told.values(), *filter(None, [content.thinking, parts.thinking if parts else ""])}
     if not texts:

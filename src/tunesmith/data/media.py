@@ -41,6 +41,8 @@ def read_media(
     for kind in MEDIA_KINDS:
         column = fields.find(row, f"{kind}s", *COLUMNS[kind])
         value = None if column is None else row[column]
+        if value is None and not inline:
+            continue
         values = value if isinstance(value, list) else [] if value is None else [value]
         listed = [
             source_of(v, kind, f"{origin}: {column!r}" + (f", entry {i + 1}" if len(values) > 1 else ""))
@@ -79,12 +81,12 @@ def place_media(messages: tuple[Message, ...], media: Sequence[Media], origin: s
 
     Without any placeholder they belong to the first user turn, at its beginning. Raises DataError when the numbers differ.
     """
-    for kind in MEDIA_KINDS:
+    for kind in dict.fromkeys(m.kind for m in media):  # without media, `<image>` is a word of the text
         count = sum(m.kind == kind for m in media)
         mark = placeholder(kind)
         marks = sum(m.content.count(mark) for m in messages)
-        if not count or marks == count:
-            continue  # without media, `<image>` is a word of the text
+        if marks == count:
+            continue
         first = next((i for i, m in enumerate(messages) if m.role == "user"), None)
         if marks or first is None:
             raise DataError(
@@ -99,8 +101,10 @@ def place_media(messages: tuple[Message, ...], media: Sequence[Media], origin: s
 def check_column(messages: Sequence[Message], row: Mapping[str, Any], origin: str, fields: FieldMap) -> None:
     """Raises DataError when the texts ask for media that a named column does not give."""
     for kind in MEDIA_KINDS:
+        if f"{kind}s" not in fields.columns or row.get(fields.columns[f"{kind}s"]) not in (None, []):
+            continue
         marks = sum(m.content.count(placeholder(kind)) for m in messages)
-        if marks and f"{kind}s" in fields.columns and row.get(fields.columns[f"{kind}s"]) in (None, []):
+        if marks:
             raise DataError(
                 f"{origin}: the texts have {marks} times {placeholder(kind)}, "
                 f"the column {fields.columns[f'{kind}s']!r} is empty",

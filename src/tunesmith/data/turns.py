@@ -86,8 +86,10 @@ def _turn(turn: Any, place: str, fields: FieldMap) -> tuple[Message, tuple[Inlin
 
 def _key(turn: Mapping[str, Any], *keys: str) -> str:
     """The first of ``keys`` that is filled, else the first that is there, else the last."""
-    there = [key for key in keys if key in turn]
-    return next((key for key in there if turn[key] is not None), there[0] if there else keys[-1])
+    for key in keys:
+        if turn.get(key) is not None:
+            return key
+    return next((key for key in keys if key in turn), keys[-1])
 
 
 def _call_turn(turn: Mapping[str, Any], key: str, place: str, train: bool | None) -> Message:
