@@ -63,7 +63,7 @@ def misfit(row: Mapping[str, Any], origin: str, fields: FieldMap, named: str, pr
         return DataError(f"{origin}: {problem}", hint=f"this row has: {names_in(row)}; tell other names with `columns`")
     return DataError(
         f"{origin}: {problem}; it is read as {named}",
-        hint=f"this row looks like {other[0]}: {other[1]}; name that format",
+        hint=f"this row looks like {other[0]}: {other[1]}; all rows of a set have one format",
     )
 
 
