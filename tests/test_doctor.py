@@ -313,5 +313,5 @@ def test_memory_grows_by_bytes_per_row_not_by_texts() -> None:
         finally:
             tracemalloc.stop()
 
-    small, large = peak(1_000), peak(21_000)
+    small, large = peak(4_000), peak(24_000)
     assert (large - small) / 20_000 < 300
