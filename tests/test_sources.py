@@ -300,6 +300,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     [
         ("missing.jsonl", "no file or folder 'missing.jsonl'"),
         ("./nothing", "no file or folder"),
+        ("rows.jsn", "no file or folder 'rows.jsn'"),
         ("lantern_bai", "did you mean 'lantern_bay'"),
         ("hf:not a name", "not a data set's name"),
         ({"set": "lantern_bay", "revision": "main"}, "revision is for data sets on a hub"),
