@@ -84,7 +84,9 @@ def train(
         settings.insert(0, config)
         config = None
     elif config is not None and Path(config).suffix not in (".yaml", ".yml"):
-        example = f"data={config}" if Path(config).suffix in (".json", ".jsonl", ".csv", ".parquet") else f"model={config}"
+        example = (
+            f"data={config}" if Path(config).suffix in (".json", ".jsonl", ".csv", ".parquet") else f"model={config}"
+        )
         raise UserError(
             f"{config!r} is not a YAML config", hint=f"settings are written key=value, for example {example}"
         )

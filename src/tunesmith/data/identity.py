@@ -22,7 +22,7 @@ def _content(value: Any) -> Any:
         return tuple([_content(v) for v in value]) if value else ()
     if isinstance(value, dict):
         return sorted((str(key), _content(v)) for key, v in value.items())
-    names = _compared(type(value))
+    names = _compared(type(value))  # type: ignore[arg-type]  # classes are hashable
     return (type(value).__name__, *[_content(getattr(value, name)) for name in names]) if names else value
 
 
