@@ -45,13 +45,9 @@ def with_thinking(thinking: str, content: str) -> str:
 
 
 def as_parts(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its content as a list of one text."""
+    """The message with its content as a list of one text, an empty one too: templates look at the first part."""
     content = message.get("content")
-    return (
-        {**message, "content": [{"type": "text", "text": content}] if content else []}
-        if isinstance(content, str)
-        else message
-    )
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 class Traits:
