@@ -117,13 +117,14 @@ def _marks(message: Message) -> tuple[str, ...]:
     said = json.dumps(
         [message.content, *(call["function"]["arguments"] for call in message.tool_calls)], ensure_ascii=False
     )
-    return tuple(_unique_words(said))
+    return tuple(unique_words(said))
 
 
 def thought_marks(message: Message) -> tuple[str, ...]:
     """Unique words of what the assistant thought."""
-    return tuple(_unique_words(message.thinking))
+    return tuple(unique_words(message.thinking))
 
 
-def _unique_words(text: str) -> list[str]:
+def unique_words(text: str) -> list[str]:
+    """The made-up words in a text."""
     return re.findall(r"Q[a-j]\d+q", text)

@@ -91,6 +91,8 @@ def best(template: Published, case: Case) -> tuple[Form, str] | str:
         if not lost:
             return form, text
         reason = f"the template leaves out {lost}"
+        if "tools" in lost:  # in no form does it know tools
+            break
     return reason
 
 
@@ -99,10 +101,24 @@ def _forms(template: Published, case: Case) -> Iterator[Form]:
     calls = any(message.tool_calls for message in case.chat.messages)
     thinks = any(message.thinking for message in case.chat.messages)
     both = (False, True)
-    choices = itertools.product(both, both if "system" in roles else (False,), *[both if calls else (False,)] * 3)
-    for parts, system, no_content, arguments, numbered in choices:
+    parts = _wants_parts(template)
+    choices = itertools.product(both if "system" in roles else (False,), *[both if calls else (False,)] * 3)
+    for system, no_content, arguments, numbered in choices:
         form = Form("reasoning_content", system, arguments, numbered, no_content, parts)
         yield replace(form, thinking=_thinking(template, form)) if thinks else form
+
+
+@cache
+def _wants_parts(template: Published) -> bool:
+    """Whether the template, made for pictures too, shows or takes texts only as parts."""
+    shortest = cases()[0]
+    for parts in (False, True):
+        try:
+            if not lost_words(shortest, str(render(template, shortest, Form(parts=parts)))):
+                return parts
+        except Exception:  # as in `best`
+            continue
+    return False
 
 
 @cache

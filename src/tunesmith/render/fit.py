@@ -44,7 +44,7 @@ def _with_calls(messages: list[dict[str, Any]], traits: Traits) -> list[dict[str
             "the chat template does not write tool calls",
             hint="take a model whose template knows tools, or set model.template to one that does",
         )
-    ids = _numbered() if traits.nine_letter_ids else None
+    ids = _numbered() if traits.nine_letter_ids and not _have_nine_letters(messages) else None
     waiting: list[str] = []  # calls without an answer yet, in order
     names: dict[str, str] = {}
     fitted = []
@@ -68,6 +68,15 @@ def _with_calls(messages: list[dict[str, Any]], traits: Traits) -> list[dict[str
                     waiting.remove(known)
         fitted.append(message)
     return fitted
+
+
+def _have_nine_letters(messages: list[dict[str, Any]]) -> bool:
+    """Are the ids right as they are: distinct, of nine letters and digits, and named by every result?"""
+    calls = [str(call.get("id") or "") for m in messages for call in m.get("tool_calls") or ()]
+    named = {str(m.get("tool_call_id")) for m in messages if m.get("role") == "tool"}
+    return (
+        len(set(calls)) == len(calls) and named <= set(calls) and all(re.fullmatch("[a-zA-Z0-9]{9}", i) for i in calls)
+    )
 
 
 def _numbered() -> Iterator[str]:

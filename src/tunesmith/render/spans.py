@@ -20,6 +20,7 @@ from tunesmith.config.errors import RenderError
 from tunesmith.render.endings import Endings
 from tunesmith.render.endings import TextRenderer as _TextRenderer
 from tunesmith.render.slots import Marked, Slot, Span, align
+from tunesmith.render.traits import CALL_ID
 
 
 class TextRenderer(_TextRenderer, Protocol):
@@ -217,7 +218,9 @@ def _start(
         if prompt and text.startswith(prompt) and floor <= len(prompt) <= limit:
             return len(prompt), True
     begin = max(floor, place.lower)
-    opening = renderer.endings.openings.get(messages[i - 1]["role"], "") if i > 0 else ""
+    before = messages[i - 1] if i > 0 else {"role": ""}
+    opening = renderer.endings.openings.get(before["role"], "")
+    opening = opening.replace(CALL_ID, str(before.get("tool_call_id") or CALL_ID))
     if opening and text.startswith(opening, begin) and begin + len(opening) <= limit:
         return begin + len(opening), False
     header = renderer.endings.header

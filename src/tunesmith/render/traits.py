@@ -17,6 +17,8 @@ RawRender = Callable[[Messages, bool, Sequence[Any]], str]
 
 WORD = "zqprobe"
 """Stands for a text in a probe. Plain letters: no escaping and no trimming changes them."""
+CALL_ID = "abcde1234"
+"""Id of the call in probes."""
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 QUESTION = {"role": "user", "content": "Hi"}
 
@@ -31,7 +33,7 @@ def tool_named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": "a tool", "parameters": parameters}}
 
 
-def call_of(arguments: Any, identity: str | None = "abcde1234") -> dict[str, Any]:
+def call_of(arguments: Any, identity: str | None = CALL_ID) -> dict[str, Any]:
     """An assistant turn that only calls a tool."""
     call: dict[str, Any] = {"type": "function", "function": {"name": "look", "arguments": arguments}}
     if identity is not None:
@@ -45,13 +47,9 @@ def with_thinking(thinking: str, content: str) -> str:
 
 
 def as_parts(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its content as a list of one text."""
+    """The message with its content as a list of one text, an empty one too: templates look at the first part."""
     content = message.get("content")
-    return (
-        {**message, "content": [{"type": "text", "text": content}] if content else []}
-        if isinstance(content, str)
-        else message
-    )
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 class Traits:
@@ -108,7 +106,7 @@ class Traits:
                 answer["tool_call_id"] = identity
             return self._render([QUESTION, call_of(arguments, identity), answer], [tool_named("look")])
 
-        return WORD in called("abcde1234") and not (WORD in called("call_12") and WORD in called(None))
+        return WORD in called(CALL_ID) and not (WORD in called("call_12") and WORD in called(None))
 
     @cached_property
     def system(self) -> bool:
