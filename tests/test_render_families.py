@@ -155,7 +155,7 @@ def test_what_is_learned(family: Family, tokenizer: Any) -> None:
     for name, count in (family.counts or {"dropped_thinking": 0, "unlike_serving": 0, "unended": 0}).items():
         assert getattr(thought, name) == count, name
     if family.called is None:
-        with pytest.raises(RenderError, match="does not show tools|does not write tool calls"):
+        with pytest.raises(RenderError, match=r"does not show tools|does not write tool calls"):
             renderer.render(CALLED)
     else:
         assert learned_texts(renderer.render(CALLED)) == family.called

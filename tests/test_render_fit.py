@@ -113,11 +113,11 @@ def test_tool_call_ids_of_nine_letters_are_made_where_a_template_insists(tokeniz
 
 def test_tools_and_calls_that_a_template_leaves_out_are_refused(tokenizer: Any) -> None:
     with pytest.raises(
-        RenderError, match="rows.json:7: the chat template does not show tools to the model; there are 1"
+        RenderError, match=r"rows.json:7: the chat template does not show tools to the model; there are 1"
     ) as error:
         renderer_of(tokenizer, chatml(SAYS)).render(ASKED)
     assert "model.template" in str(error.value.hint)
-    with pytest.raises(RenderError, match="rows.json:7: the chat template does not write tool calls"):
+    with pytest.raises(RenderError, match=r"rows.json:7: the chat template does not write tool calls"):
         renderer_of(tokenizer, chatml(SAYS, TOOLS)).render(ASKED)
     calling = chatml(SAYS + CALLS.replace("ARGS", "{{ c.function.arguments | tojson }}"))
     rendered = renderer_of(tokenizer, calling, ignore_tools=True).render(ASKED)
@@ -169,7 +169,7 @@ def test_what_a_template_says_when_it_refuses_is_shown(tokenizer: Any) -> None:
     )
     twice = Chat((Message("user", "a"), Message("user", "b"), Message("assistant", "c")), origin="rows.json:7")
     with pytest.raises(
-        RenderError, match='rows.json:7: the chat template refuses this conversation: "Roles must alternate"'
+        RenderError, match=r'rows.json:7: the chat template refuses this conversation: "Roles must alternate"'
     ):
         renderer_of(tokenizer, chatml(picky)).render(twice)
     with pytest.raises(RenderError, match="line 1 of the template cannot be read"):
