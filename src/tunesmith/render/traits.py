@@ -47,11 +47,7 @@ def with_thinking(thinking: str, content: str) -> str:
 def as_parts(message: dict[str, Any]) -> dict[str, Any]:
     """The message with its content as a list of one text."""
     content = message.get("content")
-    return (
-        {**message, "content": [{"type": "text", "text": content}] if content else []}
-        if isinstance(content, str)
-        else message
-    )
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 class Traits:
