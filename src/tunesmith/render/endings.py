@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tunesmith.config.errors import RenderError
-from tunesmith.render.traits import QUESTION, WORD, call_of, tool_named
+from tunesmith.render.traits import CALL_ID, QUESTION, WORD, call_of, tool_named
 
 ANSWER, NEXT = f"{WORD}a", f"{WORD}b"
 
@@ -91,7 +91,7 @@ def find_endings(renderer: TextRenderer) -> Endings:
     told = [
         QUESTION,
         call_of({"place": WORD}),
-        {"role": "tool", "content": NEXT, "name": "look", "tool_call_id": "abcde1234"},
+        {"role": "tool", "content": NEXT, "name": "look", "tool_call_id": CALL_ID},
     ]
     openings["tool"] = _opening(renderer, told, specials)
     header = next(
@@ -178,7 +178,7 @@ def _opening(renderer: TextRenderer, before: list[dict[str, Any]], specials: Seq
         return ""
     for text in texts:
         opening = opening[: _boundary(opening, text, specials)]
-    return opening if texts else ""
+    return opening.rpartition(CALL_ID)[2] if texts else ""  # a result may be followed by the id of its call
 
 
 def _boundary(one: str, other: str, specials: Sequence[str]) -> int:

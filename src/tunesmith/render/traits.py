@@ -18,6 +18,8 @@ RawRender = Callable[[Messages, bool, Sequence[Any]], str]
 WORD = "zqprobe"
 """Stands for a text in a probe. Plain letters: no escaping and no trimming changes them."""
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+CALL_ID = "abcde1234"
+"""An id that every template takes: some insist on nine letters and digits."""
 QUESTION = {"role": "user", "content": "Hi"}
 
 
@@ -31,7 +33,7 @@ def tool_named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": "a tool", "parameters": parameters}}
 
 
-def call_of(arguments: Any, identity: str | None = "abcde1234") -> dict[str, Any]:
+def call_of(arguments: Any, identity: str | None = CALL_ID) -> dict[str, Any]:
     """An assistant turn that only calls a tool."""
     call: dict[str, Any] = {"type": "function", "function": {"name": "look", "arguments": arguments}}
     if identity is not None:
@@ -104,7 +106,7 @@ class Traits:
                 answer["tool_call_id"] = identity
             return self._render([QUESTION, call_of(arguments, identity), answer], [tool_named("look")])
 
-        return WORD in called("abcde1234") and not (WORD in called("call_12") and WORD in called(None))
+        return WORD in called(CALL_ID) and not (WORD in called("call_12") and WORD in called(None))
 
     @cached_property
     def system(self) -> bool:
