@@ -178,7 +178,7 @@ def _opening(renderer: TextRenderer, before: list[dict[str, Any]], specials: Seq
         return ""
     for text in texts:
         opening = opening[: _boundary(opening, text, specials)]
-    return opening if texts else ""
+    return opening.rpartition(CALL_ID)[2] if texts else ""  # a result may be followed by the id of its call
 
 
 def _boundary(one: str, other: str, specials: Sequence[str]) -> int:

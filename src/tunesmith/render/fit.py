@@ -54,7 +54,8 @@ def _with_calls(messages: list[dict[str, Any]], traits: Traits) -> list[dict[str
             for call in message["tool_calls"]:
                 call = {**call, "function": _with_arguments(call["function"], traits.arguments)}
                 if ids is not None:
-                    given, call["id"] = str(call.get("id") or ""), next(ids)
+                    given = str(call.get("id") or "")
+                    call["id"] = given if re.fullmatch("[a-zA-Z0-9]{9}", given) else next(ids)
                     waiting.append(call["id"])
                     if given:
                         names[given] = call["id"]

@@ -223,6 +223,8 @@ def _start(
     opening = opening.replace(CALL_ID, str(before.get("tool_call_id") or CALL_ID))
     if opening and text.startswith(opening, begin) and begin + len(opening) <= limit:
         return begin + len(opening), False
+    if opening and place.first is not None and (at := text.rfind(opening, begin, limit)) >= 0:
+        return at + len(opening), False
     header = renderer.endings.header
     at = text.rfind(header, begin, limit) if header.strip() else -1
     return (at + len(header) if at >= 0 else place.first), i == 0

@@ -54,7 +54,7 @@ def end_of_turn_token(renderer: Renderer) -> tuple[int, str] | None:
 def stop_token_ids(renderer: Renderer, generation_config: Any = None) -> tuple[int, ...]:
     """Every token id that ends an answer: the template's end-of-turn first, then the tokenizer's and model's eos."""
     ends = renderer.endings
-    turns = [_last_special(ends, end.strip()) for end in _stopping(ends)]
+    turns = [_last_special(ends, end.strip()) for end in _ends(ends)]
     ids = [int(renderer.tokenizer.convert_tokens_to_ids(token)) for token in turns if token]
     if renderer.tokenizer.eos_token_id is not None:
         ids.append(int(renderer.tokenizer.eos_token_id))
@@ -63,10 +63,10 @@ def stop_token_ids(renderer: Renderer, generation_config: Any = None) -> tuple[i
     return tuple(dict.fromkeys(ids))
 
 
-def _stopping(endings: Endings) -> tuple[str, ...]:
-    """The ends that a model writes when it has said all. That of a middle answer is one only where the last answer has none:
-    gpt-oss ends earlier answers, and its thinking before every answer, with a token after which it goes on."""
-    return (endings.last or endings.middle, endings.call, *endings.headers)
+def _ends(endings: Endings) -> list[str]:
+    """What ends an answer. Where a middle turn ends otherwise than the last one, its end may stand inside an answer too
+    (gpt-oss ends its thinking by it): the model is not stopped there."""
+    return [endings.last.strip() or endings.middle, endings.call, *endings.headers]
 
 
 def _last_special(endings: Endings, end: str) -> str:
@@ -75,7 +75,7 @@ def _last_special(endings: Endings, end: str) -> str:
 
 def _stop_texts(endings: Endings) -> dict[str, None]:
     """The ends as texts, in order; where a middle answer has no end, the words that begin the next turn."""
-    texts = [_last_special(endings, end.strip()) or end.strip() for end in _stopping(endings)]
+    texts = [_last_special(endings, end.strip()) or end.strip() for end in _ends(endings)]
     if not endings.middle.strip() and not endings.headers:
         texts.append(endings.following.strip().partition("\n")[0].strip())
     return {text: None for text in texts if text}

@@ -20,6 +20,8 @@ WORD = "zqprobe"
 CALL_ID = "abcde1234"
 """Id of the call in probes."""
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+CALL_ID = "abcde1234"
+"""An id that every template takes: some insist on nine letters and digits."""
 QUESTION = {"role": "user", "content": "Hi"}
 
 
