@@ -181,7 +181,12 @@ FILES = [
     Case(
         "two-objects-on-a-line", {"set.jsonl": dump(GOOD) + dump(GOOD) + b"\n"}, ("JSON", "line"), place="set.jsonl:1"
     ),
-    Case("pretty-printed-lines", {"set.jsonl": json.dumps(GOOD, indent=1).encode()}, ("line",), place="set.jsonl:1"),
+    Case(
+        "pretty-printed-lines",
+        {"set.jsonl": json.dumps(GOOD, indent=1).encode()},
+        ("list of rows", "[ ]"),
+        place="set.jsonl",
+    ),
     Case(
         "gbk",
         {"set.json": json.dumps([{**GOOD, "output": "红色。"}], ensure_ascii=False).encode("gbk")},
@@ -234,7 +239,7 @@ FILES = [
         ("Infinity",),
         place="set.jsonl:2",
     ),
-    Case("unknown-suffix", {"set.docx": b"PK\x03\x04"}, (".docx",), place="set.docx"),
+    Case("a-document", {"set.docx": b"PK\x03\x04"}, (".docx",), place="set.docx"),
     Case("excel", {"set.xlsx": b"PK\x03\x04"}, ("xlsx", "csv"), place="set.xlsx"),
     Case("pickle", {"set.pkl": b"\x80\x04N."}, (".pkl",), place="set.pkl"),
     Case("not-parquet", {"set.parquet": b"instruction,output\na,b\n"}, ("parquet",), place="set.parquet"),
@@ -246,7 +251,7 @@ FILES = [
         place="set.parquet",
     ),
     Case("not-arrow", {"set.arrow": b"nothing of the kind"}, ("arrow",), place="set.arrow"),
-    Case("not-gzip", {"set.jsonl.gz": lines(GOOD)}, ("gz",), place="set.jsonl.gz"),
+    Case("unknown-suffix", {"set.toml": b"a = 1"}, (".toml", ".jsonl"), place="set.toml"),
     Case(
         "truncated-gzip",
         {"set.jsonl.gz": gzip.compress(lines(*[{**GOOD, "n": i} for i in range(500)]))[:-200]},
@@ -282,7 +287,7 @@ FILES = [
         ("'output'", "twice"),
         place="set.csv",
     ),
-    Case("semicolons", {"set.csv": b"instruction;output\na;b\n"}, ("instruction;output",), place="set.csv"),
+    Case("pipes", {"set.csv": b"instruction|output\na|b\n"}, ("instruction|output",), place="set.csv"),
     Case(
         "unknown-keys",
         {"set.json": dump([{"frage": "a", "antwort": "b"}])},

@@ -36,7 +36,10 @@ def detect(rows: Sequence[tuple[str, Any]], fields: FieldMap, named: str | None 
     if not objects:
         origin, row = rows[0] if rows else ("the data set", None)
         raise DataError(
-            f"{origin}: expected an object with keys, found {found(row)}" if rows else "there is no row in the data set"
+            f"{origin}: expected an object with keys, found {found(row)}"
+            if rows
+            else "there is no row in the data set",
+            hint='a row is an object such as {"instruction": "…", "output": "…"}',
         )
     _check_fields(objects, fields, named)
     if named is not None:

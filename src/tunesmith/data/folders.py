@@ -62,7 +62,10 @@ def pattern_parts(pattern: str, note: Callable[[str], None]) -> list[Part]:
     found = sorted(Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
     files = [path for path in found if path.is_file()]
     if not files:
-        raise DataError(f"data: no file fits the pattern {pattern!r} in {Path.cwd()}")
+        raise DataError(
+            f"data: no file fits the pattern {pattern!r} in {Path.cwd()}",
+            hint="quote the pattern for the shell; ** goes into folders below",
+        )
     aside = [str(path) for path in files if _about(Path(path.name))]
     kept = [path for path in files if not _about(Path(path.name))]
     parts = _same_kind([part for path in kept for part in unzipped(file_part(path))], pattern, aside)

@@ -69,7 +69,8 @@ class OpenSet:
                     raise row
                 if not isinstance(row, Mapping):
                     raise DataError(
-                        f"{origin}: expected an object with keys, found {type(row).__name__}: {str(row)[:40]!r}"
+                        f"{origin}: expected an object with keys, found {type(row).__name__}: {str(row)[:40]!r}",
+                        hint='a row is an object such as {"instruction": "…", "output": "…"}',
                     )
                 yield convert(row, origin, self.fields)
             except DataError as error:
@@ -127,7 +128,9 @@ def open_set(choice: SetConfig | str, config: DataConfig, progress: Progress = S
     fields = FieldMap(choice.columns, choice.tags, choice.ranking)
     head = first_rows(_rows(source, options, notes.append), HEAD)
     if not head:
-        raise DataError(f"{source.place}: there is no row in it")
+        raise DataError(
+            f"{source.place}: there is no row in it", hint="was it written to its end? it should hold at least one row"
+        )
     if named is None and config.format != "auto":
         named = config.format
     readable = [(origin, row) for origin, row in head if not isinstance(row, DataError)]

@@ -46,10 +46,14 @@ def file_part(path: Path, name: str | None = None) -> Part:
         with path.open("rb"):
             pass
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file", hint="check the path, and where a link leads") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})", hint="check who may read it") from error
     return Part(name or str(path), lambda: path.open("rb"), size, lambda: sha256_of(path))
+
+
+OFFICE = (".xlsx", ".docx", ".pptx", ".ods", ".odt")
+AS_CSV = "save the table as CSV (UTF-8)"
 
 
 def unzipped(part: Part) -> Iterator[Part]:
@@ -61,12 +65,16 @@ def unzipped(part: Part) -> Iterator[Part]:
         with part.open() as file, zipfile.ZipFile(file) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        if part.suffix in OFFICE:
+            raise DataError(
+                f"{part.name}: spreadsheets and documents ({part.suffix}) are not read", hint=AS_CSV
+            ) from error
         raise DataError(f"{part.name}: not a whole zip file: {error}", hint="download it again") from error
     names = {e.filename for e in entries}
     if "[Content_Types].xml" in names:
-        raise DataError(f"{part.name}: is an Office document (Excel, Word)", hint="save the table as CSV (UTF-8)")
+        raise DataError(f"{part.name}: is an Office document (Excel, Word)", hint=AS_CSV)
     if "mimetype" in names and "content.xml" in names:
-        raise DataError(f"{part.name}: is an OpenDocument file", hint="save the table as CSV (UTF-8)")
+        raise DataError(f"{part.name}: is an OpenDocument file", hint=AS_CSV)
     for entry in sorted(entries, key=lambda e: e.filename):
         inside = PurePosixPath(entry.filename)
         place = f"{part.name}/{entry.filename}"
@@ -75,7 +83,7 @@ def unzipped(part: Part) -> Iterator[Part]:
                 f"{part.name}: holds {entry.filename!r}, which leads out of it", hint="unpack it and look at what it is"
             )
         if entry.flag_bits & 1:
-            raise DataError(f"{place}: is encrypted", hint="unpack it yourself and name the file inside")
+            raise DataError(f"{place}: is locked with a password", hint="unpack it yourself and name the file inside")
         if inside.suffix.lower() in (*PACKED, ".tar", ".tgz", ".7z", ".rar"):
             raise DataError(f"{place}: an archive inside an archive is not opened", hint="unpack it once yourself")
         if inside.parts[0] != "__MACOSX":

@@ -50,6 +50,9 @@ class Entry:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
+SHAPE = 'expected {"my_set": {"file_name": "my.json"}}'
+
+
 def lookup(name: str, registry: str | None = None) -> Entry | None:
     """The entry called ``name``, None when no book has it. Raises DataError for an entry that says nothing valid."""
     for book in _books(registry):
@@ -92,18 +95,20 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({error})", hint="it should be a JSON file in UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
+        raise DataError(
+            f"{path}: not valid JSON: {error}", hint="check for a missing or trailing comma or an open quote there"
+        ) from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: expected an object of data set names, found a {type(value).__name__}")
+        raise DataError(f"{path}: expected an object of data set names, found a {type(value).__name__}", hint=SHAPE)
     return value
 
 
 def _entry(name: str, entry: Any, book: Path) -> Entry:
     where = f"{book}: data set {name!r}"
     if not isinstance(entry, dict):
-        raise DataError(f'{where}: expected an object such as {{"file_name": "my.json"}}')
+        raise DataError(f"{where}: expected an object, found {entry!r:.60}", hint=SHAPE)
     for key in entry:
         if key not in KEYS:
             raise DataError(f"{where}: unknown key {key!r}", hint=suggestion(key, KEYS))
@@ -114,10 +119,15 @@ def _entry(name: str, entry: Any, book: Path) -> Entry:
     check_names(columns, tags, where)
     ranking = entry.get("ranking") or False
     if not isinstance(ranking, bool):
-        raise DataError(f"{where}: 'ranking' should be true or false, found {ranking!r}")
+        raise DataError(
+            f"{where}: 'ranking' should be true or false, found {ranking!r}",
+            hint="true for pairs of chosen and rejected",
+        )
     sample = entry.get("num_samples")
     if sample is not None and (not isinstance(sample, int) or isinstance(sample, bool) or sample < 1):
-        raise DataError(f"{where}: 'num_samples' should be a whole number of rows, found {sample!r}")
+        raise DataError(
+            f"{where}: 'num_samples' should be a whole number of rows, found {sample!r}", hint="for example 1000"
+        )
     repositories = _repositories(texts, where)
     return Entry(
         name, where, None if repositories else _path(texts, book, where), repositories, _format(texts["formatting"], where),
@@ -179,12 +189,15 @@ def _text(entry: Mapping[str, Any], key: str, where: str) -> str | None:
     value = entry.get(key)
     if value is None or (isinstance(value, str) and value):
         return value
-    raise DataError(f"{where}: {key!r} should be text, found {value!r}")
+    raise DataError(f"{where}: {key!r} should be text, found {value!r:.60}", hint="write it in quotes, or take it out")
 
 
 def _names(entry: Mapping[str, Any], key: str, where: str) -> Mapping[str, str]:
     """``columns`` or ``tags``; an entry of null means the default, as if it were left out."""
     value = entry.get(key) or {}
     if not (isinstance(value, dict) and all(v is None or isinstance(v, str) for v in value.values())):
-        raise DataError(f"{where}: {key!r} should be an object of names")
+        raise DataError(
+            f"{where}: {key!r} should be an object of names, found {value!r:.60}",
+            hint='for example {"prompt": "question", "response": "answer"}; our name first, then the file\'s',
+        )
     return {k: v for k, v in value.items() if v is not None}

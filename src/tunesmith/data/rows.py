@@ -70,7 +70,9 @@ def _plain(part: Part) -> BinaryIO:
 def _kind(part: Part, head: bytes, note: Note) -> str:
     """Which reader: what the content is beyond doubt, else what the suffix says."""
     if not head:
-        raise DataError(f"{part.name}: the file is empty")
+        raise DataError(
+            f"{part.name}: the file is empty", hint="was it written to its end? it should hold at least one row"
+        )
     known = kinds()
     named = known.get(part.suffix)
     told = _told(head, named)
@@ -92,7 +94,9 @@ def _kind(part: Part, head: bytes, note: Note) -> str:
                 raise DataError(f"{part.name}: is {what}", hint=mend)
         length, encoding = marked(head)
         if not head[length:].decode(encoding, "ignore").strip() and len(head) < HEAD:
-            raise DataError(f"{part.name}: the file is empty")
+            raise DataError(
+                f"{part.name}: the file is empty", hint="was it written to its end? it should hold at least one row"
+            )
     return kind
 
 

@@ -48,7 +48,8 @@ def locate(choice: SetConfig, entry: Entry | None, note: Note, progress: Progres
     path = entry.path if entry is not None and entry.path is not None else Path(choice.set).expanduser()
     if named and not (path.is_dir() and set(named) <= {"subset", "folder"}):
         raise DataError(
-            f"{choice.set}: {', '.join(named)} is for data sets on a hub, and this is a file or folder here"
+            f"{choice.set}: {', '.join(named)} is for data sets on a hub, and this is a file or folder here",
+            hint="take it out, or write hf:org/name for a data set on a hub",
         )
     if kind == "pattern":
         return Source(choice.set, tuple(pattern_parts(choice.set, note)))
@@ -131,7 +132,8 @@ def _from_hub(references: list[DataReference], choice: SetConfig, note: Note, pr
         for reference in references:
             if reference.revision not in (None, choice.revision):
                 raise DataError(
-                    f"{choice.set}: names the revision {reference.revision!r}, and revision says {choice.revision!r}"
+                    f"{choice.set}: names the revision {reference.revision!r}, and revision says {choice.revision!r}",
+                    hint="keep one of them",
                 )
         references = [DataReference(r.hub, r.name, choice.revision) for r in references]
     repository = find_repository(references, progress)

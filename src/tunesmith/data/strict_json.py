@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+TOO_DEEP = "a row is an object of texts and short lists; look at what wrote this file"
+
 
 class Flaw(ValueError):
     """Well-formed but not what it should be: a key twice in one object, NaN, half a surrogate pair."""
+
+    def __init__(self, message: str, mend: str) -> None:
+        super().__init__(message)
+        self.mend = mend
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -15,12 +21,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise Flaw(f"the key {twice!r} stands twice in one object")
+        raise Flaw(
+            f"the key {twice!r} stands twice in one object", "keep the one that is meant, and take the other out"
+        )
     return found
 
 
 def _no_constant(word: str) -> Any:
-    raise Flaw(f"{word} is no JSON value; write null or a number")
+    raise Flaw(f"{word} is no JSON value", "write null or a number")
 
 
 STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -38,7 +46,7 @@ def decode_at(text: str, start: int) -> tuple[Any, int]:
     except Flaw as flaw:
         value, end = flaw, LENIENT.raw_decode(text, start)[1]
     if not isinstance(value, Flaw) and _half_pair(text, start, end, value):
-        value = Flaw("a \\ud… escape stands alone; it is half a character")
+        value = Flaw("a \\ud… escape stands alone; it is half a character", "write the whole character, or take it out")
     return value, end
 
 

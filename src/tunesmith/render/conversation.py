@@ -111,7 +111,10 @@ class Renderer:
                 hint="model.template gives it one: a name of `tunesmith data templates`, or a .jinja file",
             )
         if not getattr(tokenizer, "is_fast", False):
-            raise RenderError("this model has only a slow tokenizer, which cannot tell where a token lies in the text")
+            raise RenderError(
+                "this model has only a slow tokenizer, which cannot tell where a token lies in the text",
+                hint="look for a tokenizer.json in its repository, or convert the tokenizer with transformers",
+            )
 
     @cached_property
     def endings(self) -> Endings:
@@ -141,7 +144,10 @@ class Renderer:
                 **self.template_args,
             )
         except Exception as error:  # Jinja raises whatever a template's raise_exception or a filter raises
-            raise RenderError(f"the chat template refuses this conversation: {refusal(error)}") from error
+            raise RenderError(
+                f"the chat template refuses this conversation: {refusal(error)}",
+                hint="change the row, or take a template that allows it: model.template",
+            ) from error
         return str(rendered)
 
     def _template_for(self, tools: Sequence[Any]) -> str:
@@ -211,7 +217,10 @@ class Renderer:
             found = self.find(chat, learned, text)
             mask = token_mask(offsets, found.spans)
         if any(learned) and not any(mask):
-            raise RenderError(f"{chat.origin}: no token of the answer would be learned")
+            raise RenderError(
+                f"{chat.origin}: no token of the answer would be learned",
+                hint="is the answer empty, or are all turns marked train: false?",
+            )
         return Rendered(
             tuple(ids),
             tuple(mask),

@@ -43,7 +43,7 @@ def check_out(out: Path) -> None:
         if path.exists():
             raise DataError(f"{path} is there already; nothing is overwritten", hint="give another name, or remove it")
     if not out.absolute().parent.is_dir():
-        raise DataError(f"{out.absolute().parent}: no such folder")
+        raise DataError(f"{out.absolute().parent}: no such folder", hint="make it, or write elsewhere")
 
 
 def write_fixed(

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from tunesmith.config.errors import DataError
 from tunesmith.data.decode import chunks
 from tunesmith.data.files.base import ROW_LIMIT, Options, Rows, too_long
-from tunesmith.data.strict_json import Flaw, decode_at
+from tunesmith.data.strict_json import TOO_DEEP, Flaw, decode_at
 
 SUFFIXES = (".json",)
 SEEKS = False
@@ -33,10 +33,12 @@ def rows(file: BinaryIO, name: str, options: Options) -> Rows:
     elif first == "{":
         yield from _object(text, options.field)
     elif not first:
-        raise DataError(f"{name}: the file is empty")
+        raise DataError(f"{name}: the file is empty", hint="was it written to its end? it should hold at least one row")
     else:
         text.value()  # says what is wrong with it
-        raise DataError(f"{name}: expected a list of rows [{{…}}, {{…}}]")
+        raise DataError(
+            f"{name}: expected a list of rows, found one value: {text.excerpt()}", hint="write rows as [{…}, {…}]"
+        )
     if text.next():
         raise DataError(
             f"{name}:{text.line()}: more stands after the end of the data: {text.excerpt()}",
@@ -47,7 +49,7 @@ def rows(file: BinaryIO, name: str, options: Options) -> Rows:
 def _list(text: _Text) -> Rows:
     for number, value in enumerate(_items(text), 1):
         origin = f"{text.name}:row {number}"
-        yield origin, DataError(f"{origin}: {value}") if isinstance(value, Flaw) else value
+        yield origin, DataError(f"{origin}: {value}", hint=value.mend) if isinstance(value, Flaw) else value
 
 
 def _object(text: _Text, field: str | None) -> Rows:
@@ -136,7 +138,7 @@ class _Text:
                     self._at = end
                     return value
             except RecursionError:
-                raise DataError(f"{self.name}: nested too deeply to be a data set") from None
+                raise DataError(f"{self.name}: nested too deeply to be a data set", hint=TOO_DEEP) from None
             except JSONDecodeError as error:
                 may_go_on = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - EDGE
                 if not may_go_on or not self._more():

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from tunesmith.config.errors import DataError
 from tunesmith.data.decode import lines
 from tunesmith.data.files.base import Options, Rows
-from tunesmith.data.strict_json import Flaw, decode
+from tunesmith.data.strict_json import TOO_DEEP, Flaw, decode
 
 SUFFIXES = (".jsonl", ".ndjson")
 SEEKS = False
@@ -23,12 +23,12 @@ def rows(file: BinaryIO, name: str, options: Options) -> Rows:
         try:
             value = decode(line)
         except RecursionError:
-            value = DataError(f"{origin}: nested too deeply to be a data set")
+            value = DataError(f"{origin}: nested too deeply to be a data set", hint=TOO_DEEP)
         except JSONDecodeError as error:
             value = DataError(
                 f"{origin}: not valid JSON: {error.msg} at character {error.pos + 1}: {line.strip()[:60]!r}",
                 hint="each line must be one complete JSON object",
             )
         if isinstance(value, Flaw):
-            value = DataError(f"{origin}: {value}")
+            value = DataError(f"{origin}: {value}", hint=value.mend)
         yield origin, value

@@ -23,7 +23,7 @@ def rows(file: BinaryIO, name: str, options: Options) -> Rows:
     numbered = lines(file, name)
     first = next(numbered, None)
     if first is None:
-        raise DataError(f"{name}: the file is empty")
+        raise DataError(f"{name}: the file is empty", hint="was it written to its end? it should hold at least one row")
     separator = max((",", "\t", ";"), key=first[1].count)
 
     def texts() -> Iterator[str]:
