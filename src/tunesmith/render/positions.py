@@ -66,6 +66,9 @@ class ByteTable:
 
 def locate(tokenizer: Any, texts: Sequence[str], table: ByteTable | None) -> Tokens:
     """Tokens of ``texts`` (special tokens are in them already) and their places."""
+    if not texts:
+        nothing = np.zeros(0, np.int64)
+        return Tokens(nothing.astype(np.uint32), np.zeros(1, np.int64), nothing, nothing, False)
     if table is not None and _plain_call(tokenizer):
         encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [e.ids for e in encodings]
@@ -93,7 +96,9 @@ def locate(tokenizer: Any, texts: Sequence[str], table: ByteTable | None) -> Tok
     return Tokens(ids, bounds, flat_offsets[0::2], flat_offsets[1::2], False)
 
 
-def mask_of(tokens: Tokens, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> tuple[np.ndarray, list[int]]:
+def mask_of(
+    tokens: Tokens, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+) -> tuple[np.ndarray, list[int]]:
     """1 for every token that begins in a learned span of its text (spans are in characters, ascending), 0 for the others; and
     for each text how many spans begin inside a token."""
     size = int(tokens.end.max(initial=0)) + 1

@@ -80,7 +80,9 @@ class Skeleton:
         """
         parts = [getattr(chat.messages[i], field) for i, field in self.slots]
         for words in (parts, [p.strip() for p in parts]):
-            starts, place, filled = [], 0, []
+            starts: list[int] = []
+            filled: list[str] = []
+            place = 0
             for piece, word in zip(self.pieces, words):
                 starts.append(place)
                 place += len(piece) + len(word)
