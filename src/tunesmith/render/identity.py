@@ -23,6 +23,10 @@ def identity_of_renderer(renderer: Renderer) -> dict[str, Any]:
     return {
         "code": CODE,
         "template": renderer.template,
+        "tool_template": renderer.tool_template,
+        "template_args": json.dumps(renderer.template_args, sort_keys=True, default=str),
+        "learn": renderer.learn,
+        "ignore_tools": renderer.ignore_tools,
         "tokenizer": content.hexdigest(),
         "split_special_tokens": bool(tokenizer.split_special_tokens),
         "max_length": renderer.max_length,

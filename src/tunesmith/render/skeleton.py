@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from tunesmith.config.errors import RenderError
 from tunesmith.data.example import Chat, Message
-from tunesmith.render.spans import Span
+from tunesmith.render.slots import Span
 
 PARTS = ("thinking", "content")
 """The fields of a message that are free text."""

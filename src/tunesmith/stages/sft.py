@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.errors import UserError
 from tunesmith.data.example import Chat
-from tunesmith.render.batch import BatchRenderer, Encoded, encoded
+from tunesmith.render.batch import COUNTS, BatchRenderer, Encoded, encoded
 from tunesmith.render.store import Layout
 from tunesmith.stages.base import Loss
 
@@ -49,6 +49,12 @@ class Row:
     origin: str
     dropped_turns: int = 0
     straddling: int = 0
+    dropped_thinking: int = 0
+    dropped_words: int = 0
+    unended: int = 0
+    unlike_serving: int = 0
+    ignored_tools: int = 0
+    """Counts: see ``render.conversation.Rendered``."""
 
     @property
     def length(self) -> int:
@@ -59,7 +65,7 @@ class Row:
         return float(np.count_nonzero(self.mask[1:]))
 
 
-LAYOUT = Layout(Row, {"ids": "uint32", "mask": "bool"}, ("dropped_turns", "straddling"))
+LAYOUT = Layout(Row, {"ids": "uint32", "mask": "bool"}, COUNTS)
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def _chat(example: Example) -> Chat:
 
 
 def _row(result: Encoded) -> Row:
-    return Row(result.ids, result.mask, result.origin, result.dropped_turns, result.straddling)
+    return Row(result.ids, result.mask, result.origin, **{name: getattr(result, name) for name in COUNTS})
 
 
 def build(config: Config, renderer: Renderer) -> Sft:
