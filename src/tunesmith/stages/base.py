@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from tunesmith.config.errors import UserError
 from tunesmith.render.packing import pack
+from tunesmith.render.store import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +48,20 @@ class Loss:
 
 
 class Stage(Protocol):
-    """One file in ``stages/`` has a ``Config`` (with ``kind``) and a ``build(config, renderer) -> Stage``."""
+    """One file in ``stages/`` has a ``Config`` (with ``kind``) and a ``build(config, renderer) -> Stage``.
+
+    A stage can be pickled: worker processes encode with a copy of it.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """How an item is kept on disk."""
 
     def encode(self, example: Example) -> Item:
         """Raises RenderError when the example cannot be encoded."""
+
+    def encode_many(self, examples: Sequence[Example]) -> Sequence[Item | UserError]:
+        """``encode`` of each, or the error it raises; ``each`` does for stages without a quicker way. Thread-safe."""
 
     def collate(self, items: Sequence[Any], *, packed: bool) -> Any:
         """One micro-batch: several items in one row without padding (``packed``), or one row each."""
@@ -56,9 +70,26 @@ class Stage(Protocol):
         """Forward pass and loss of one micro-batch, moved to the model's device."""
 
 
+def each(encode: Callable[[Example], Item], examples: Sequence[Example]) -> list[Item | UserError]:
+    """One by one, errors as values."""
+    results: list[Item | UserError] = []
+    for example in examples:
+        try:
+            results.append(encode(example))
+        except UserError as error:
+            results.append(error)
+    return results
+
+
+def lengths_of(items: Sequence[Item]) -> list[int]:
+    """Tokens of each item; a store (``render.store``) tells them without making the items."""
+    known = getattr(items, "lengths", None)
+    return np.asarray(known).tolist() if known is not None else [item.length for item in items]
+
+
 def micro_batches(items: Sequence[Item], capacity: int, *, packed: bool) -> list[list[int]]:
     """Indices of ``items`` per micro-batch: packed bins, or runs of rows whose padded size stays below ``capacity``."""
-    lengths = [item.length for item in items]
+    lengths = lengths_of(items)
     if packed:
         return pack(lengths, capacity)
     groups: list[list[int]] = []

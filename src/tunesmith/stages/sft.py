@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import ConfigDict
 
 from tunesmith.config.base import Config as BaseConfig
+from tunesmith.config.errors import UserError
 from tunesmith.data.example import Chat
+from tunesmith.render.batch import COUNTS, BatchRenderer, Encoded, encoded
+from tunesmith.render.store import Layout
 from tunesmith.stages.base import Loss
 
 if TYPE_CHECKING:
@@ -35,15 +39,22 @@ class Config(BaseConfig):
     """Supervised fine-tuning."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """An encoded conversation. The first token is never learned: nothing comes before it."""
+    """An encoded conversation: ``ids`` (uint32) and ``mask`` (bool). The first token is never learned: nothing comes
+    before it."""
 
-    ids: tuple[int, ...]
-    mask: tuple[int, ...]
+    ids: np.ndarray
+    mask: np.ndarray
     origin: str
     dropped_turns: int = 0
     straddling: int = 0
+    dropped_thinking: int = 0
+    dropped_words: int = 0
+    unended: int = 0
+    unlike_serving: int = 0
+    ignored_tools: int = 0
+    """Counts: see ``render.conversation.Rendered``."""
 
     @property
     def length(self) -> int:
@@ -51,7 +62,10 @@ class Row:
 
     @property
     def weight(self) -> float:
-        return float(sum(self.mask[1:]))
+        return float(np.count_nonzero(self.mask[1:]))
+
+
+LAYOUT = Layout(Row, {"ids": "uint32", "mask": "bool"}, COUNTS)
 
 
 @dataclass(frozen=True)
@@ -74,13 +88,16 @@ class Batch:
 class Sft:
     """See ``stages.base.Stage``."""
 
-    renderer: Renderer
+    batches: BatchRenderer
     pad_id: int
+    layout: Layout = LAYOUT
 
     def encode(self, example: Example) -> Row:
-        assert isinstance(example, Chat), "the data were not adapted to what this stage learns from"
-        rendered = self.renderer.render(example)
-        return Row(rendered.ids, rendered.mask, rendered.origin, rendered.dropped_turns, rendered.straddling)
+        return _row(encoded(self.batches.renderer.render(_chat(example))))
+
+    def encode_many(self, examples: Sequence[Example]) -> list[Row | UserError]:
+        results = self.batches.encode([_chat(example) for example in examples])
+        return [result if isinstance(result, UserError) else _row(result) for result in results]
 
     def collate(self, items: Sequence[Row], *, packed: bool) -> Batch:
         import torch
@@ -88,24 +105,25 @@ class Sft:
         tokens = sum(row.length for row in items)
         weight = sum(row.weight for row in items)
         if packed:
-            ids = [i for row in items for i in row.ids]
-            positions = [t for row in items for t in range(row.length)]
-            labels = [label for row in items for label in _labels(row)]
+            ids = torch.from_numpy(np.concatenate([row.ids for row in items]).astype(np.int64))
+            positions = torch.cat([torch.arange(row.length) for row in items])
+            labels = torch.from_numpy(np.concatenate([_labels(row) for row in items]))
             lengths = torch.tensor([row.length for row in items])
             bounds = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(torch.int32)
-            return Batch(
-                torch.tensor([ids]), torch.tensor([positions]), torch.tensor([labels]), None, bounds, weight, tokens
-            )
+            return Batch(ids[None], positions[None], labels[None], None, bounds, weight, tokens)
         longest = max(row.length for row in items)
 
-        def padded(values: Sequence[int], fill: int) -> list[int]:
-            return [*values, *[fill] * (longest - len(values))]
+        def padded(rows: Sequence[np.ndarray], fill: int) -> torch.Tensor:
+            table = np.full((len(rows), longest), fill, dtype=np.int64)
+            for line, row in zip(table, rows):
+                line[: len(row)] = row
+            return torch.from_numpy(table)
 
         return Batch(
-            ids_BT=torch.tensor([padded(row.ids, self.pad_id) for row in items]),
+            ids_BT=padded([row.ids for row in items], self.pad_id),
             positions_BT=torch.arange(longest).expand(len(items), -1),
-            labels_BT=torch.tensor([padded(_labels(row), -100) for row in items]),
-            attention_BT=torch.tensor([padded([1] * row.length, 0) for row in items]),
+            labels_BT=padded([_labels(row) for row in items], -100),
+            attention_BT=padded([np.ones(row.length) for row in items], 0),
             bounds=None,
             weight=weight,
             tokens=tokens,
@@ -135,12 +153,23 @@ class Sft:
         return Loss(summed_cross_entropy(logits[0], labels[0, learned_M]), batch.weight)
 
 
-def _labels(row: Row) -> list[int]:
+def _labels(row: Row) -> np.ndarray:
     """The next token where it is learned, else -100; the last token predicts nothing."""
-    return [token if learned else -100 for token, learned in zip(row.ids[1:], row.mask[1:])] + [-100]
+    labels = np.full(row.length, -100, dtype=np.int64)
+    labels[:-1] = np.where(row.mask[1:], row.ids[1:].astype(np.int64), -100)
+    return labels
+
+
+def _chat(example: Example) -> Chat:
+    assert isinstance(example, Chat), "the data were not adapted to what this stage learns from"
+    return example
+
+
+def _row(result: Encoded) -> Row:
+    return Row(result.ids, result.mask, result.origin, **{name: getattr(result, name) for name in COUNTS})
 
 
 def build(config: Config, renderer: Renderer) -> Sft:
     """The stage for one renderer."""
     pad = renderer.tokenizer.pad_token_id
-    return Sft(renderer, int(pad) if pad is not None else 0)
+    return Sft(BatchRenderer(renderer), int(pad) if pad is not None else 0)

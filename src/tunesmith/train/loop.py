@@ -21,7 +21,7 @@ from tunesmith.config.errors import TrainingError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.models.devices import memory
 from tunesmith.runs.folder import RunFolder
-from tunesmith.stages.base import Item, Stage, micro_batches
+from tunesmith.stages.base import Item, Stage, lengths_of, micro_batches
 from tunesmith.train import checkpoint
 from tunesmith.train.checkpoint import Position
 from tunesmith.train.config import TrainConfig
@@ -89,7 +89,7 @@ def train(
     run.truncate_metrics(position.step if resume is not None else -1)
     checkpoint.remove_partials(run.checkpoints)
     run.update_status(what="training", step=position.step, total_steps=total)
-    lengths = [item.length for item in setup.train]
+    lengths = lengths_of(setup.train)
     to_do = sum(
         lengths[i]
         for s in range(position.step + 1, total + 1)

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
-import json
 import os
 import random
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tunesmith.config.errors import TrainingError, UserError
-from tunesmith.config.files import write_json
+from tunesmith.config.errors import UserError
 from tunesmith.config.load import dump, save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.console import Logged
+from tunesmith.verbs.rows import encode, pin_rows
 from tunesmith.verbs.run_config import TrainRun, config_of_run
-
-if TYPE_CHECKING:
-    from tunesmith.stages.base import Item, Stage
 
 STAGES, METHODS = "tunesmith.stages", "tunesmith.models.methods"
 
@@ -138,8 +131,8 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
             "warning: the chat template puts no special token after an answer; the model may not learn to stop"
         )
     stage = load_plugin(STAGES, config.stage.kind).build(config.stage, renderer)
-    rows = encode(config, stage, progress)
-    _pin_rows(run, rows)
+    rows = encode(config, stage, renderer, progress)
+    pin_rows(run, rows)
     progress.start(f"opening {config.model.ref}")
     random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
@@ -176,67 +169,6 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     return outcome
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Encoded rows."""
-
-    train: list[Item]
-    eval: list[Item]
-
-
-def encode(config: TrainRun, stage: Stage, progress: Progress) -> Rows:
-    """Load and encode the data of a run; what cannot be encoded is an error, or counted and named with ``skip_bad``."""
-    from tunesmith.data.load import load
-
-    split = load(config.data, config.train.seed, progress)
-    for note in split.notes:
-        progress.say(note)
-    progress.start("encoding", len(split.train) + len(split.eval), "rows")
-    left_out: list[str] = []
-
-    def run_through(examples: Sequence[Any]) -> list[Item]:
-        items = []
-        for example in examples:
-            progress.advance(1)
-            try:
-                item = stage.encode(example)
-            except UserError as error:
-                if not config.data.skip_bad:
-                    raise
-                left_out.append(error.message)
-                continue
-            if item.weight == 0:
-                left_out.append(f"{example.origin}: no token of it is learned")
-                continue
-            items.append(item)
-        return items
-
-    rows = Rows(run_through(split.train), run_through(split.eval))
-    if not rows.train or sum(item.weight for item in rows.train) == 0:
-        raise TrainingError(
-            "there is nothing to learn: no row has a learned token", hint="look at the rows with `tunesmith data check`"
-        )
-    tokens = sum(item.length for item in rows.train)
-    learned = sum(item.weight for item in rows.train)
-    shortened = sum(1 for item in [*rows.train, *rows.eval] if getattr(item, "dropped_turns", 0))
-    progress.finish(
-        f"{len(rows.train)} rows, {tokens} tokens, {learned / tokens:.0%} of them learned; {len(rows.eval)} rows held out"
-    )
-    if shortened:
-        progress.say(
-            f"{shortened} conversations lost their earliest turns to fit data.max_length={config.data.max_length}"
-        )
-    straddling = sum(getattr(item, "straddling", 0) for item in rows.train)
-    if straddling:
-        progress.say(
-            f"warning: the first token of {straddling} answers also holds the end of the prompt before it, and is not learned "
-            "(answers that begin with white space, or a chat template that ends its prompt with some)"
-        )
-    for message in left_out:
-        progress.say(f"left out: {message}")
-    return rows
-
-
 def _default_micro(device: Any) -> int:
     return 512 if device.type == "cpu" else 8192
 
@@ -256,28 +188,6 @@ def _checkpointing(model: Any, config: TrainRun, micro_tokens: int, device: Any,
     if wanted:
         turn_on_checkpointing(model)
         progress.say("gradient checkpointing is on: activations are computed twice to save memory")
-
-
-def _pin_rows(run: RunFolder, rows: Rows) -> None:
-    """Keep what the rows were (a hash) and some of them as probes for later comparisons.
-
-    Raises TrainingError when a run with checkpoints would go on with other rows than it began with.
-    """
-    digest = hashlib.sha256()
-    for item in [*rows.train, *rows.eval]:
-        digest.update(repr((getattr(item, "ids", ()), getattr(item, "mask", ()))).encode())
-    pinned = {"sha256": digest.hexdigest(), "train": len(rows.train), "eval": len(rows.eval)}
-    place = run.path / "rows.json"
-    if run.checkpoint_steps() and place.is_file():
-        before = json.loads(place.read_text(encoding="utf-8"))
-        if before["sha256"] != pinned["sha256"]:
-            raise TrainingError(
-                f"the data of run {run.id} is not what it began with ({before['train']} rows then, {pinned['train']} now, "
-                "or other text in them)",
-                hint="bring the old data back, or start a new run with the new data",
-            )
-    probes = [list(getattr(item, "ids", ())) for item in (rows.eval or rows.train)[:8]]
-    write_json(place, pinned | {"probes": probes})
 
 
 def turn_on_checkpointing(model: Any) -> None:
