@@ -119,8 +119,7 @@ class _DataPage:
 
     async def check(self) -> None:
         """Ask for a report and draw it."""
-        request = self._accepted()
-        if request is None or self.job is not None:
+        if self.job is not None or (request := self._accepted()) is None:
             return
         self.report.clear()
         self.rows.clear()
@@ -136,8 +135,7 @@ class _DataPage:
 
     async def show_first(self) -> None:
         """Show the first rows of the first set."""
-        request = self._accepted()
-        if request is not None:
+        if self.job is None and (request := self._accepted()) is not None:
             await self._show(request, request.sets[0], 1)
 
     async def _show(self, request: Request, name: str, first: int) -> None:
@@ -182,8 +180,7 @@ class _DataPage:
 
     def _show_busy(self, job: Job) -> Callable[[str], None]:
         t = self.t
-        self.check_button.set_enabled(False)
-        self.show_button.set_enabled(False)
+        self._dim(True)
         with self.busy, ui.element("section").classes("card busy"):
             ui.spinner(size="sm")
             with ui.element("div").classes("grow"):
@@ -210,8 +207,13 @@ class _DataPage:
         if self.busy.is_deleted:
             return
         self.busy.clear()
-        self.check_button.set_enabled(True)
-        self.show_button.set_enabled(True)
+        self._dim(False)
+
+    def _dim(self, busy: bool) -> None:
+        """Not disabled, which would take the focus away; a press while something runs does nothing."""
+        for one in (self.check_button, self.show_button):
+            one.props["aria-disabled"] = "true" if busy else "false"
+            one.update()
 
     def _show_trouble(self, title: str, message: str, hint: str, *, calm: bool = False) -> None:
         if self.trouble.is_deleted:

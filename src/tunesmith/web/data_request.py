@@ -16,8 +16,6 @@ from urllib.parse import urlencode
 MOST_SETS = 50
 MOST_CHARACTERS = 1000
 """Of one name; a path is seldom longer than 4096 bytes, and a name of a set never that long."""
-MOST_ROWS = 100
-"""That are shown at once."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,6 @@ class Request:
     sets: tuple[str, ...] = ()
     model: str = ""
     length: int | None = None
-
-    @property
-    def problem(self) -> str:
-        """The key of a text that says why it cannot be asked; '' when it can."""
-        return "" if self.sets else "problem.required"
 
     def query(self) -> str:
         """As the query of an address, without the question mark."""

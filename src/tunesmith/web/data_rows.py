@@ -29,7 +29,7 @@ body { margin:0; background:var(--card); color:var(--ink); font:14px/1.5 system-
 section { border-top:1px solid var(--line); padding:12px 2px 16px } section:first-of-type { border-top:0 }
 h3 { font-size:13px; margin:0; overflow-wrap:anywhere; font-weight:600 } .facts { color:var(--soft); font-size:13px }
 .where { color:var(--soft); font-size:12.5px; margin-top:8px; font-weight:600 } .bad { color:var(--bad); white-space:pre-wrap }
-pre { margin:6px 0 0; white-space:pre-wrap; overflow-wrap:anywhere; font:13px/1.75 ui-monospace,"Noto Sans Mono CJK SC",Consolas,monospace }
+pre { margin:6px 0 0; white-space:pre-wrap; overflow-wrap:anywhere; font:13px/1.75 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono","Noto Sans Mono CJK SC",monospace }
 .key { display:flex; flex-wrap:wrap; gap:6px 18px; color:var(--soft); font-size:13px; padding-bottom:8px }
 .l { background:var(--learned); color:var(--learned-ink); border-radius:3px } .s { color:var(--special); font-weight:600 } .n { color:var(--soft) }
 .t:hover { outline:1.5px solid currentColor }

@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT, BASE, TOP, SIDE = 640, 190, 158, 18, 8
+WIDTH, HEIGHT, BASE, TOP, SIDE = 480, 170, 142, 20, 4
 """Of the drawing, in its own units: the bars stand on BASE and end below TOP."""
 
-_HATCH = (
-    '<defs><pattern id="over" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<line class="over-line" x1="0" y1="0" x2="0" y2="6"/></pattern></defs>'
-)
 Bin = tuple[int, int, int]
 """From, up to but not including, count."""
 
@@ -39,21 +35,20 @@ def name(found: Bin) -> str:
     return f"{low:,}" if high <= low + 1 else f"{low:,}–{high - 1:,}"
 
 
-def svg(bins: Sequence[Bin], label: str, limit: int | None = None) -> str:
-    """The chart; ``label`` is read out in its place. Bins above ``limit`` are hatched."""
+def svg(bins: Sequence[Bin], label: str) -> str:
+    """The chart; ``label`` is read out in its place."""
     most = max((n for _, _, n in bins), default=0) or 1
-    step = (WIDTH - 2 * SIDE) / max(1, len(bins))
+    step = min(56.0, (WIDTH - 2 * SIDE) / max(1, len(bins)))  # one lonely bar need not fill the page
     every = max(
         1, -(-max((len(name(b)) for b in bins), default=1) * 8 // int(step))
     )  # names that would touch are left out
-    parts = [_HATCH]
+    parts = []
     for i, one in enumerate(bins):
-        low, _, count = one
+        count = one[2]
         height = max(2.0 if count else 0.0, (BASE - TOP) * count / most)
         left, middle = SIDE + i * step, SIDE + (i + 0.5) * step
-        style = "over" if limit is not None and low > limit else "in"
         parts.append(
-            f'<g><title>{escape(name(one))}: {count:,}</title><rect class="{style}" x="{left + step * 0.08:.1f}" '
+            f'<g><title>{escape(name(one))}: {count:,}</title><rect x="{left + step * 0.08:.1f}" '
             f'y="{BASE - height:.1f}" width="{step * 0.84:.1f}" height="{height:.1f}" rx="2"/>'
             f'<text x="{middle:.1f}" y="{BASE - height - 5:.1f}" class="n">{f"{count:,}" if count else ""}</text>'
             + (f'<text x="{middle:.1f}" y="{BASE + 18}">{escape(name(one))}</text>' if i % every == 0 else "")

@@ -93,9 +93,7 @@ class ReportView:
                 tag("b", t("sets.roles") + ": ")
                 tag("span", ", ".join(f"{role} {_count(n)}" for role, n in roles.items()))
         with ui.element("div").classes("charts"):
-            lengths = histogram.bins_of(tokens.get("bins"))
-            limit = tokens.get("max_length")
-            self._chart("sets.lengths", lengths, limit if isinstance(limit, int) else None)
+            self._chart("sets.lengths", histogram.bins_of(tokens.get("bins")))
             self._chart("sets.turns", histogram.bins_of_counts(shape.get("turns")))
         if not self.report.head.get("tokens"):
             tag("p", t("sets.no_tokens"), "quiet")
@@ -104,16 +102,14 @@ class ReportView:
         if all(map(is_number, (seen, rows, unreadable))) and seen + unreadable < rows:
             tag("p", t("sets.sample", seen=_count(seen), rows=_count(rows)), "quiet")
 
-    def _chart(self, title: str, bins: list[histogram.Bin], limit: int | None = None) -> None:
+    def _chart(self, title: str, bins: list[histogram.Bin]) -> None:
         if not bins:
             return
         text = self.t(title)
         label = f"{text}: " + "; ".join(f"{histogram.name(b)}: {b[2]:,}" for b in bins if b[2])
         with ui.element("figure"):
             tag("figcaption", text)
-            ui.html(histogram.svg(bins, label, limit), sanitize=False)  # made of numbers, and escaped
-            if limit is not None and any(low > limit and n for low, _, n in bins):
-                tag("p", self.t("sets.over", limit=f"{limit:,}"), "quiet")
+            ui.html(histogram.svg(bins, label), sanitize=False)  # made of numbers, and escaped
 
     # -- findings --------------------------------------------------------------------------------------------------
 

@@ -17,12 +17,12 @@ _SANDBOX = "allow-same-origin"
 _FIT = """
 const frame = getHtmlElement(%d);
 const fit = () => {
-  const body = frame.contentDocument?.body;
+  const body = frame?.contentDocument?.body;
   if (!body) return;
   body.className = document.body.className;
   frame.style.height = Math.min(body.scrollHeight + 2, 0.8 * innerHeight) + 'px';
 };
-frame.addEventListener('load', fit);
+frame?.addEventListener('load', fit);
 new MutationObserver(fit).observe(document.body, {attributes: true, attributeFilter: ['class']});
 addEventListener('resize', fit);
 fit();
@@ -60,4 +60,4 @@ class RowsView:
             frame.props["srcdoc"] = data_rows.document(answer, t)
         ui.run_javascript(_FIT % frame.id)
         ui.run_javascript("document.querySelector('.rows-title')?.focus({preventScroll: true});"
-                          "document.querySelector('.rows-card')?.scrollIntoView({block: 'nearest'})")  # fmt: skip
+                          "document.querySelector('.rows-card')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})")  # fmt: skip
