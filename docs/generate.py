@@ -22,15 +22,25 @@ first; `null` means that the default in the text is taken. `model: demo`, `data:
 `model: demo`、`data: my.json`、`method: lora` 分别是 `model.ref`、`data.train`、`method.kind` 的简写。JSON Schema 形式见 `tunesmith schema`。
 """
 COLUMNS = "| key | type | default | help | 说明 |\n|---|---|---|---|---|"
-TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true / false", "null": "null"}
+TYPES = {
+    "object": "mapping",
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true / false",
+    "null": "null",
+}
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 Schema = Mapping[str, Any]
+SEEN: set[str] = set()
+"""Configs of list entries that have their table already: evaluation sets are written as training sets are."""
 
 
 def settings() -> str:
     """The whole page."""
     root = schema(TrainRun)
+    SEEN.clear()
     tables: dict[str, list[str]] = {}
     for heading, line in _rows(root, root["$defs"], "", "Top level"):
         tables.setdefault(heading, []).append(line)
@@ -43,6 +53,12 @@ def _rows(part: Schema, defs: Schema, prefix: str, heading: str) -> Iterator[tup
     for name, field in part["properties"].items():
         key = f"{prefix}{name}"
         below = _parts(field, defs)
+        if item := _item(field, defs):
+            yield heading, _row(key, field, required=name in part.get("required", ()))
+            if item["title"] not in SEEN:
+                SEEN.add(item["title"])
+                yield from _rows(item, defs, f"{key}[].", f"`{key}[]`: {item['description'].partition('.')[0]}")
+            continue
         for inner in below:
             kind = inner["properties"].get("kind", {}).get("const")
             title = f"`{key}`" if kind is None else f"`{key}` of the kind `{kind}`"
@@ -55,6 +71,14 @@ def _parts(field: Schema, defs: Schema) -> list[Schema]:
     """The configs a field can hold: none for a plain setting, one, or one for each kind."""
     references = [choice["$ref"] for choice in [field, *field.get("anyOf", [])] if "$ref" in choice]
     return [defs[reference.rpartition("/")[2]] for reference in references]
+
+
+def _item(field: Schema, defs: Schema) -> Schema | None:
+    """The config that the entries of a list are, where a plain text is short for one."""
+    if field.get("anyOf", [{}])[0].get("type") != "array":
+        return None
+    inside = _parts(field["anyOf"][0]["items"], defs)
+    return inside[0] if inside and _parts(field, defs) == inside else None
 
 
 def _row(key: str, field: Schema, *, required: bool) -> str:
@@ -70,6 +94,8 @@ def _type(field: Schema) -> str:
         if field["anyOf"][0].get("type") == "array":  # a list, which may be written as one text
             return _type(field["anyOf"][0])
         return " or ".join(_type(choice) for choice in field["anyOf"] if choice.get("type") != "null")
+    if "$ref" in field:
+        return "mapping"
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:

@@ -23,9 +23,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Standin:
-    """The server's models and manners. ``requests`` holds (method, path, Range header) of everything asked for."""
+    """The server's models, data sets and manners. ``requests`` holds (method, path, Range header) of everything asked for."""
 
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    data: dict[str, dict[str, bytes]] = field(default_factory=dict)  # data sets
     packages: dict[str, bytes] = field(default_factory=dict)  # file name -> wheel, for the package index
     gated: set[str] = field(default_factory=set)
     cut: dict[str, int] = field(default_factory=dict)  # file -> close the connection after so many bytes, once
@@ -37,6 +38,7 @@ class Standin:
     tokens: list[str | None] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)
     stalled: threading.Event = field(default_factory=threading.Event)
+    asked: list[str] = field(default_factory=list)  # repositories that Hugging Face was asked about
     url: str = ""
 
     def gets(self, file: str) -> list[str | None]:
@@ -61,16 +63,17 @@ def handler(standin: Standin) -> type[BaseHTTPRequestHandler]:
             path, query = unquote(parts.path), parse_qs(parts.query)
             standin.tokens.append(self.headers.get("Authorization"))
             if found := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo(/files)?", path):
-                self.modelscope(found[1], bool(found[2]), query)
+                self.modelscope(found[1], bool(found[2]), query, standin.models)
+            elif found := re.fullmatch(r"/api/v1/datasets/([^/]+/[^/]+)/repo(/tree)?", path):
+                self.modelscope(found[1], bool(found[2]), query, standin.data)
+            elif found := re.fullmatch(r"/api/datasets/((?:[^/]+/)?[^/]+?)(?:/(revision|tree)/(.+))?", path):
+                self.hugging_face(found[1], found[2] or "revision", found[3] or "main", standin.data)
+            elif found := re.fullmatch(r"/datasets/((?:[^/]+/)?[^/]+)/resolve/([^/]+)/(.+)", path):
+                self.resolve(found[1], found[3], standin.data)
             elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
-                self.hugging_face(found[1], found[2] or "revision", found[3] or "main")
+                self.hugging_face(found[1], found[2] or "revision", found[3] or "main", standin.models)
             elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-                if found[1] in standin.gated:
-                    self.send(403, b"{}", {"X-Error-Code": "GatedRepo"})
-                    return
-                content = standin.models[found[1]][found[3]]
-                etag = f'"{hashlib.sha256(content).hexdigest()}"'
-                self.file(found[3], content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+                self.resolve(found[1], found[3], standin.models)
             elif path.startswith("/files/"):
                 name = path.rpartition("/")[2]
                 self.file(name, standin.packages[name], {})
@@ -82,11 +85,23 @@ def handler(standin: Standin) -> type[BaseHTTPRequestHandler]:
             else:
                 self.send(404, b"{}")
 
-        def modelscope(self, name: str, listing: bool, query: dict[str, list[str]]) -> None:
-            files = standin.models.get(name)
+        def resolve(self, name: str, file: str, repositories: dict[str, dict[str, bytes]]) -> None:
+            if name in standin.gated:
+                self.send(403, b"{}", {"X-Error-Code": "GatedRepo"})
+                return
+            content = repositories[name][file]
+            etag = f'"{hashlib.sha256(content).hexdigest()}"'
+            self.file(file, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+
+        def modelscope(
+            self, name: str, listing: bool, query: dict[str, list[str]], repositories: dict[str, dict[str, bytes]]
+        ) -> None:
+            files = repositories.get(name)
             if files is None or query.get("Revision", ["master"])[0] not in ("master", "v1"):
                 self.send(404, b'{"Code": 10010205001, "Success": false, "Message": "record not found"}')
             elif listing:
+                if query.get("PageNumber", ["1"])[0] != "1":
+                    files = {}
                 entries: list[dict[str, Any]] = [{"Path": "folder", "Type": "tree", "Size": 0}]
                 for path, content in files.items():
                     sha256 = hashlib.sha256(content).hexdigest()
@@ -96,8 +111,8 @@ def handler(standin: Standin) -> type[BaseHTTPRequestHandler]:
                 file = query["FilePath"][0]
                 self.file(file, files[file], {})
 
-        def hugging_face(self, name: str, what: str, revision: str) -> None:
-            files = standin.models.get(name)
+        def hugging_face(self, name: str, what: str, revision: str, repositories: dict[str, dict[str, bytes]]) -> None:
+            files = repositories.get(name)
             if files is None:
                 self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             elif revision not in ("main", COMMIT):
@@ -116,6 +131,7 @@ def handler(standin: Standin) -> type[BaseHTTPRequestHandler]:
                 self.send(200, json.dumps(entries).encode())
             else:
                 siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
+                standin.asked.append(f"{name}@{revision}")
                 self.send(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
 
         def file(self, file: str, content: bytes, headers: dict[str, str]) -> None:
@@ -126,15 +142,16 @@ def handler(standin: Standin) -> type[BaseHTTPRequestHandler]:
                 return
             if file in standin.wrong:
                 content = bytes(len(content))
-            start, status, total = 0, 200, len(content)
+            start, end, status, total = 0, len(content), 200, len(content)
             if asked and standin.ranges:
-                start = int(asked.removeprefix("bytes=").split("-")[0])
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                start, end = int(first), min(int(last or total), total - 1)
                 if start >= total:
                     self.send(416, b"", {"Content-Range": f"bytes */{total}"})
                     return
                 status = 206
-                headers = {**headers, "Content-Range": f"bytes {start}-{total - 1}/{total}"}
-            body = content[start:]
+                headers = {**headers, "Content-Range": f"bytes {start}-{end}/{total}"}
+            body = content[start : end + 1]
             if self.command == "GET" and file in standin.cut:
                 self.send(status, body, headers, stop=standin.cut.pop(file))
                 self.close_connection = True

@@ -10,8 +10,8 @@ import pytest
 
 from tunesmith.config.errors import DataError
 from tunesmith.data.config import DataConfig
-from tunesmith.data.load import load, load_set
-from tunesmith.data.registry import find
+from tunesmith.data.load import load, load_set, open_set
+from tunesmith.data.registry import lookup
 
 
 def write(path: Path, value: Any) -> str:
@@ -110,8 +110,6 @@ def test_a_bad_row_is_named(tmp_path: Path, row: Any, words: list[str]) -> None:
         ("a.json", "[]", ["no row"]),
         ("a.json", '[{"instruction": "a", "output": "b"},\n {"instruction": ]', ["a.json:2", "not valid JSON"]),
         ("a.json", '{"instruction": "a"}', ["expected a list"]),
-        ("a.json", '{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": "d"}\n', ["JSON Lines", ".jsonl"]),
-        ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instruc\n', ["a.jsonl:2", "not valid JSON"]),
         ("a.json", "[" * 100_000, ["a.json", "not valid JSON"]),
     ],
 )  # fmt: skip
@@ -159,7 +157,16 @@ def test_registry_with_its_own_columns(tmp_path: Path) -> None:
     ("entry", "words"),
     [
         ({"file_nam": "rows.json"}, ["unknown key 'file_nam'", "did you mean 'file_name'"]),
-        ({"hf_hub_url": "a/b"}, ["'hf_hub_url' is not supported yet"]),
+        ({"hf_hub_url": "a b"}, ["hf_hub_url", "not a data set's name"]),
+        ({"om_hub_url": "a/b"}, ["'om_hub_url'", "hf_hub_url or ms_hub_url"]),
+        ({"script_url": "a"}, ["'script_url'", "code of a data set is not run"]),
+        ({"cloud_file_name": "s3://a/b.json"}, ["'cloud_file_name'", "copy the file"]),
+        ({}, ["'file_name' is missing"]),
+        ({"file_name": "rows.json", "ranking": "yes"}, ["'ranking' should be true or false"]),
+        ({"file_name": "rows.json", "split": 3}, ["'split' should be text"]),
+        ({"file_name": "rows.json", "columns": {"promt": "q"}}, ["'columns' has no 'promt'", "did you mean 'prompt'"]),
+        ({"file_name": "rows.json", "columns": ["q"]}, ["'columns' should be an object"]),
+        ({"file_name": "rows.json", "tags": {"role": "from"}}, ["'tags' has no 'role'", "role_tag"]),
         ({"file_name": "none.json"}, ["none.json does not exist"]),
         ({"file_name": "rows.json", "formatting": "sharegtp"}, ["did you mean 'sharegpt'"]),
         ({"file_name": "rows.json", "num_samples": "3"}, ["num_samples"]),
@@ -170,14 +177,14 @@ def test_registry_traps(tmp_path: Path, entry: Any, words: list[str]) -> None:
     write(tmp_path / "rows.json", [{"instruction": "a", "output": "b"}])
     write(tmp_path / "dataset_info.json", {"mine": entry})
     with pytest.raises(DataError) as caught:
-        find("mine", str(tmp_path))
+        lookup("mine", str(tmp_path))
     for word in words:
         assert word in str(caught.value), str(caught.value)
 
 
 def test_an_unknown_name_offers_a_near_one() -> None:
     with pytest.raises(DataError, match="did you mean 'lantern_bay'"):
-        find("lantern_bai")
+        open_set("lantern_bai", DataConfig(train="lantern_bai"))
 
 
 def test_the_bundled_set_is_sound() -> None:

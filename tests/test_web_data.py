@@ -20,7 +20,7 @@ from tunesmith.web.data_report import KEEP, Report, parse, read_report
 from tunesmith.web.data_request import Request, of_config, of_fields, of_query
 from tunesmith.web.job import Cancelled, Job
 from tunesmith.web.language import Texts, table
-from web_browser import Tab, browser, tab  # noqa: F401 - fixtures
+from web_browser import Tab
 from web_server import Server
 
 FOUND = [
@@ -123,9 +123,9 @@ def test_a_command_that_fails_is_told_with_its_hint_and_without_its_progress(tmp
     assert caught.value.message.startswith("no data set or file 'no_such_set'") and "lantern_bay" in str(
         caught.value.hint
     )
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"instruction": "a", "output": "b"}\nnot json\n')
-    with pytest.raises(UserError, match=r"broken\.jsonl:2: not valid JSON"):
+    broken = tmp_path / "broken.json"
+    broken.write_text('[{"instruction": "a", "output": "b"},')
+    with pytest.raises(UserError, match=r"broken\.json:1: not valid JSON"):
         checked(str(broken))
     assert split_message("checking …\n  done\nerror: bad\nworse\nhint: mend it") == ("bad\nworse", "mend it")
 
@@ -270,7 +270,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.page
-def test_checking_a_set_with_findings(tab: Tab, server: Server, found: Path) -> None:  # noqa: F811
+def test_checking_a_set_with_findings(tab: Tab, server: Server, found: Path) -> None:
     page = tab.page
     page.goto(f"{server.address}data")
     page.get_by_role("button", name="Check").click()
@@ -301,7 +301,7 @@ def test_checking_a_set_with_findings(tab: Tab, server: Server, found: Path) -> 
 
 
 @pytest.mark.page
-def test_failures_are_shown_whole_and_an_address_runs_nothing(tab: Tab, server: Server) -> None:  # noqa: F811
+def test_failures_are_shown_whole_and_an_address_runs_nothing(tab: Tab, server: Server) -> None:
     page = tab.page
     page.goto(f"{server.address}data?data=no_such_set")
     page.wait_for_function("document.querySelector('textarea')?.value === 'no_such_set'")
@@ -315,7 +315,7 @@ def test_failures_are_shown_whole_and_an_address_runs_nothing(tab: Tab, server: 
 
 
 @pytest.mark.page
-def test_from_a_new_run_to_its_data_and_back(tab: Tab, server: Server) -> None:  # noqa: F811
+def test_from_a_new_run_to_its_data_and_back(tab: Tab, server: Server) -> None:
     page = tab.page
     page.goto(f"{server.address}new")
     page.locator("[id='field-model.ref']").wait_for(timeout=60_000)
@@ -332,7 +332,7 @@ def test_from_a_new_run_to_its_data_and_back(tab: Tab, server: Server) -> None: 
 
 
 @pytest.mark.page
-def test_a_check_is_cancelled_and_speaks_chinese(browser: Any, server: Server, tmp_path: Path) -> None:  # noqa: F811
+def test_a_check_is_cancelled_and_speaks_chinese(browser: Any, server: Server, tmp_path: Path) -> None:
     if not hasattr(os, "mkfifo"):
         pytest.skip("no named pipes here")
     waits = tmp_path / "never.jsonl"  # opening it waits for a writer that never comes

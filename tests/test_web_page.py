@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from model_fixtures import make_model
 from tunesmith.runs.folder import RunFolder, list_runs
 from tunesmith.runs.process import stop
 from tunesmith.web.commands import COMMAND
-from web_browser import Tab, browser, tab  # noqa: F401 - fixtures
+from web_browser import Tab
 from web_server import Server
 
 pytestmark = pytest.mark.page

@@ -85,7 +85,9 @@ def train(
         settings.insert(0, config)
         config = None
     elif config is not None and Path(config).suffix not in (".yaml", ".yml"):
-        example = f"data={config}" if Path(config).suffix in (".json", ".jsonl") else f"model={config}"
+        example = (
+            f"data={config}" if Path(config).suffix in (".json", ".jsonl", ".csv", ".parquet") else f"model={config}"
+        )
         raise UserError(
             f"{config!r} is not a YAML config", hint=f"settings are written key=value, for example {example}"
         )
@@ -93,12 +95,12 @@ def train(
     if check:
         from tunesmith.verbs.train import check_parts
 
-        check_parts(loaded)
+        check_parts(loaded, _progress())
         typer.echo(dump(loaded), nl=False)
         return
     from tunesmith.verbs.train import create, execute
 
-    run = create(loaded)
+    run = create(loaded, _progress())
     if detach:
         from tunesmith.runs.process import spawn
 

@@ -12,13 +12,16 @@ Node = dict[str, Any]
 def schema(cls: type[Config]) -> Node:
     """JSON Schema (draft 2020-12) of ``cls``: ``description`` is the English help, ``zh`` the Chinese, ``basic`` marks
     the fields of the first screen. What a person may write short is part of it: ``model: name``, ``method: kind``, one
-    text in place of a list of texts."""
+    text in place of a list of texts, one text in place of a mapping in a list (``short`` in its class's schema)."""
     result = cls.model_json_schema()
     result["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     defs: dict[str, Node] = result.get("$defs", {})
     for part in defs.values():
         for node in part.get("properties", {}).values():
             _allow_one_text(node)
+            _allow_short_items(node, defs)
+    for part in defs.values():
+        part.pop("short", None)
     for name, field in cls.model_fields.items():
         node = result["properties"][name]
         members = node.pop("oneOf", None) or ([{"$ref": node.pop("$ref")}] if "$ref" in node else [])
@@ -42,9 +45,18 @@ def _allow_one_text(node: Node) -> None:
         node["anyOf"] = [array, {"type": "string"}]
 
 
+def _allow_short_items(node: Node, defs: dict[str, Node]) -> None:
+    """A list of mappings that a text is short for may hold texts too, and be written as one text or one mapping."""
+    items = node.get("items", {})
+    if node.get("type") == "array" and "$ref" in items and "short" in defs[_name(items)]:
+        array = {key: node.pop(key) for key in ("type", "items", "minItems", "maxItems") if key in node}
+        array["items"] = {"anyOf": [{"type": "string"}, items]}
+        node["anyOf"] = [array, {"type": "string"}, items]
+
+
 def _texts(node: Node) -> list[Node]:
     """The text forms that the field behind a shorthand takes."""
-    return list(node["anyOf"]) if "anyOf" in node else [{"type": node["type"]}]
+    return [form for form in node["anyOf"] if "$ref" not in form] if "anyOf" in node else [{"type": node["type"]}]
 
 
 def _kind(part: Node) -> str | None:

@@ -11,10 +11,12 @@ from tunesmith.config.errors import DataError
 
 @dataclass(frozen=True)
 class FieldMap:
-    """``columns``: our name -> the file's column; ``tags``: our name -> the word the file uses."""
+    """``columns``: our name -> the file's column; ``tags``: our name -> the word the file uses;
+    ``ranking``: the rows are pairs of a better and a worse answer (LLaMA-Factory's key)."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    ranking: bool = False
 
     def column(self, name: str, default: str | None = None) -> str:
         return self.columns.get(name) or default or name

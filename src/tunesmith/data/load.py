@@ -1,130 +1,125 @@
-"""From names to examples: read, tell the format, convert, join, split. Never a silent skip."""
+"""From names to examples: every set read, bad rows counted and named, split, mixed. Never a silent skip."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tunesmith.config.errors import DataError
-from tunesmith.config.plugins import load as load_plugin
-from tunesmith.config.plugins import names
-from tunesmith.data.config import DataConfig
-from tunesmith.data.example import Chat
-from tunesmith.data.registry import DataSet, find
-from tunesmith.data.rows import read_rows
+from tunesmith.config.progress import SILENT, Progress
+from tunesmith.data.config import DataConfig, SetConfig
+from tunesmith.data.example import Example
+from tunesmith.data.identity import identity
+from tunesmith.data.mix import order
+from tunesmith.data.opened import OpenSet, open_set
 
-FORMATS = "tunesmith.data.formats"
+__all__ = ["Loaded", "OpenSet", "Split", "bad_rows_error", "load", "load_set", "open_set"]
 
 
 @dataclass(frozen=True)
 class Loaded:
     """The rows of one data set: those read, and a message for each that could not be."""
 
-    dataset: DataSet
-    format: str
-    reason: str
-    """Why this format was taken."""
-    examples: tuple[Chat, ...]
+    dataset: OpenSet
+    examples: tuple[Example, ...]
     bad: tuple[DataError, ...] = field(default=())
 
+    @property
+    def format(self) -> str:
+        return self.dataset.format
 
-def load_set(name: str, config: DataConfig) -> Loaded:
+    @property
+    def reason(self) -> str:
+        """Why this format was taken."""
+        return self.dataset.reason
+
+
+def load_set(choice: SetConfig | str, config: DataConfig, progress: Progress = SILENT) -> Loaded:
     """All rows of one set; bad rows are collected, not dropped silently. Raises DataError when the file is unreadable."""
-    dataset = find(name, config.registry)
-    limits = [n for n in (dataset.limit, config.limit) if n is not None]
-    rows = list(read_rows(dataset.path))
-    if not rows:
-        raise DataError(f"{dataset.path}: there is no row in it")
-    rows = rows[: min(limits)] if limits else rows
-    chosen = dataset.formatting or (config.format if config.format != "auto" else None)
-    format_name, reason = (chosen, "it was named") if chosen else _detect(rows, dataset)
-    convert = load_plugin(FORMATS, format_name).convert
-    examples: list[Chat] = []
+    opened = open_set(choice, config, progress)
+    examples: list[Example] = []
     bad: list[DataError] = []
-    for origin, row in rows:
-        try:
-            if not isinstance(row, Mapping):
-                raise DataError(
-                    f"{origin}: expected an object with keys, found {type(row).__name__}: {str(row)[:40]!r}"
-                )
-            examples.append(convert(row, origin, dataset.fields))
-        except DataError as error:
-            bad.append(error)
-    return Loaded(dataset, format_name, reason, tuple(examples), tuple(bad))
-
-
-def _detect(rows: Sequence[tuple[str, Any]], dataset: DataSet) -> tuple[str, str]:
-    """Format and reason, told by the first row that is an object, with the data set's own column names translated."""
-    origin, row = next(((o, r) for o, r in rows if isinstance(r, Mapping)), rows[0])
-    if not isinstance(row, Mapping):
-        raise DataError(f"{origin}: expected an object with keys, found {type(row).__name__}")
-    found: list[tuple[str, str]] = []
-    for name in names(FORMATS):
-        plugin = load_plugin(FORMATS, name)
-        renamed = dict(row)
-        for role, column in dataset.fields.columns.items():
-            if role in plugin.ROLES and column in row:
-                renamed[plugin.ROLES[role]] = row[column]
-        reason = plugin.detect(renamed)
-        if reason:
-            found.append((name, reason))
-    if not found:
-        raise DataError(
-            f"{origin}: cannot tell the format from the keys {', '.join(map(repr, row))}",
-            hint="expected instruction/output (alpaca) or conversations/messages (sharegpt); "
-            "other names are mapped with `columns` in a dataset_info.json",
-        )
-    return found[0]
+    for value in opened.examples():
+        if isinstance(value, DataError):
+            bad.append(value)
+        else:
+            examples.append(value)
+    return Loaded(opened, tuple(examples), tuple(bad))
 
 
 @dataclass(frozen=True)
 class Split:
     """Rows to learn from, rows held out, and one line per thing worth knowing."""
 
-    train: tuple[Chat, ...]
-    eval: tuple[Chat, ...]
+    train: tuple[Example, ...]
+    eval: tuple[Example, ...]
     notes: tuple[str, ...]
 
 
-def load(config: DataConfig, seed: int) -> Split:
+def load(config: DataConfig, seed: int, progress: Progress = SILENT) -> Split:
     """Training and evaluation rows of a config. Raises DataError on bad rows unless ``skip_bad``.
 
-    The split depends on the seed and the rows alone.
+    The result depends on the seed, the config and the rows alone. Rows are held out before weights and mixing, so that a row
+    that comes twice in an epoch is never on both sides; weights and mixing choose among the rows that are left.
     """
     notes: list[str] = []
-    train = _join(config.train, config, notes)
-    held_out = _join(config.eval, config, notes) if config.eval else []
-    if not config.eval and config.eval_share > 0:
-        order = list(range(len(train)))
-        random.Random(seed).shuffle(order)
-        count = min(max(1, round(len(train) * config.eval_share)), len(train) - 1)  # one at least, to judge by
-        chosen = set(order[:count])
-        held_out = [e for i, e in enumerate(train) if i in chosen]
-        known = {e.messages for e in held_out}
-        rest = [e for i, e in enumerate(train) if i not in chosen]
-        train = [e for e in rest if e.messages not in known]
-        if len(train) < len(rest):
-            notes.append(f"{len(rest) - len(train)} rows equal to held-out ones are not trained on")
-    elif held_out:
-        known = {e.messages for e in held_out}
-        both = sum(e.messages in known for e in train)
+    sets = _read(config.train, config, notes, progress)
+    held_out = [example for rows in _read(config.eval, config, notes, progress) for example in rows]
+    if config.eval:
+        known = {identity(e) for e in held_out}
+        both = sum(identity(e) in known for rows in sets for e in rows)
         if both:
             notes.append(f"warning: {both} training rows are in the evaluation set too; its loss will look too good")
-    return Split(tuple(train), tuple(held_out), tuple(notes))
+    elif config.eval_share > 0:
+        sets, held_out = _hold_out(sets, config.eval_share, seed, notes)
+    places = order(
+        [len(rows) for rows in sets], [choice.weight for choice in config.train], mix=config.mix,
+        probabilities=config.probabilities, stop=config.stop, seed=seed,
+    )  # fmt: skip
+    train = tuple(sets[i][row] for i, row in places)
+    there = sum(len(rows) for rows in sets)
+    if len(sets) > 1 or len(train) != there:
+        notes.append(f"{len(train)} rows per epoch, {len(set(places))} of {there} different ones ({config.mix})")
+    return Split(train, tuple(held_out), tuple(notes))
 
 
-def _join(set_names: Sequence[str], config: DataConfig, notes: list[str]) -> list[Chat]:
-    joined: list[Chat] = []
-    for name in set_names:
-        loaded = load_set(name, config)
+def _hold_out(
+    sets: list[list[Example]], share: float, seed: int, notes: list[str]
+) -> tuple[list[list[Example]], list[Example]]:
+    """``share`` of all rows, one at least, and the sets without them and without rows equal to them."""
+    total = sum(len(rows) for rows in sets)
+    numbers = list(range(total))
+    random.Random(seed).shuffle(numbers)
+    chosen = set(numbers[: min(max(1, round(total * share)), total - 1)])  # one at least, to judge by
+    held_out: list[Example] = []
+    rest: list[list[Example]] = [[] for _ in sets]
+    number = 0
+    for i, rows in enumerate(sets):
+        for example in rows:
+            (held_out if number in chosen else rest[i]).append(example)
+            number += 1
+    known = {identity(e) for e in held_out}
+    kept = [[e for e in rows if identity(e) not in known] for rows in rest]
+    twice = sum(map(len, rest)) - sum(map(len, kept))
+    if twice:
+        notes.append(f"{twice} rows equal to held-out ones are not trained on")
+    return kept, held_out
+
+
+def _read(
+    choices: Sequence[SetConfig], config: DataConfig, notes: list[str], progress: Progress
+) -> list[list[Example]]:
+    sets: list[list[Example]] = []
+    for choice in choices:
+        loaded = load_set(choice, config, progress)
         if loaded.bad and (not config.skip_bad or not loaded.examples):
             raise bad_rows_error(loaded)
-        notes.append(f"{name}: {len(loaded.examples)} rows, {loaded.format} ({loaded.reason})")
+        notes.append(f"{choice}: {len(loaded.examples)} rows, {loaded.format} ({loaded.reason})")
+        notes += loaded.dataset.notes
         notes += [f"left out: {error.message}" for error in loaded.bad]
-        joined += loaded.examples
-    return joined
+        sets.append(list(loaded.examples))
+    return sets
 
 
 def bad_rows_error(loaded: Loaded) -> DataError:
@@ -133,7 +128,7 @@ def bad_rows_error(loaded: Loaded) -> DataError:
     more = f"\n  … and {len(loaded.bad) - 3} more" if len(loaded.bad) > 3 else ""
     total = len(loaded.bad) + len(loaded.examples)
     return DataError(
-        f"{loaded.dataset.path}: {len(loaded.bad)} of {total} rows cannot be read as {loaded.format}:\n{shown}{more}",
+        f"{loaded.dataset.place}: {len(loaded.bad)} of {total} rows cannot be read as {loaded.format}:\n{shown}{more}",
         hint="; ".join(dict.fromkeys(e.hint for e in loaded.bad[:3] if e.hint))
         + ("; " if any(e.hint for e in loaded.bad[:3]) else "")
         + "mend them, or leave them out with data.skip_bad=true; `tunesmith data check` lists all",

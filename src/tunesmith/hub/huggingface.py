@@ -93,7 +93,7 @@ def _snapshot(reference: Reference, choice: Choice, progress: Progress) -> str:
     """The snapshot's folder; a connection that breaks on the way is taken up again, which older libraries leave to us."""
     from huggingface_hub import snapshot_download
 
-    bar = _bar(progress)
+    counting = bar(progress)
     for left in range(TRIES - 1, -1, -1):
         try:
             return snapshot_download(
@@ -102,7 +102,7 @@ def _snapshot(reference: Reference, choice: Choice, progress: Progress) -> str:
                 cache_dir=cache_folder(),
                 endpoint=endpoint(),
                 allow_patterns=[glob.escape(file) for file in choice.files],
-                tqdm_class=bar,
+                tqdm_class=counting,
                 max_workers=4,
             )
         except Exception as error:
@@ -145,7 +145,7 @@ def _explained(error: Exception, reference: Reference) -> UserError:
     )
 
 
-def _bar(progress: Progress) -> type[Any]:
+def bar(progress: Progress) -> type[Any]:
     """A class that huggingface_hub takes for its progress bars and that tells ours the bytes.
 
     The library counts the same bytes on one or two bars, depending on its version: the bar that is ahead is the truth.

@@ -91,7 +91,7 @@ def _api(reference: Reference) -> str:
     return f"{endpoint()}/api/v1/models/{reference.name}"
 
 
-def _headers() -> dict[str, str]:
+def headers() -> dict[str, str]:
     """The token, as the hub's client sends it; never over plain HTTP to another machine."""
     token = os.environ.get("MODELSCOPE_API_TOKEN")
     parts = urlsplit(endpoint())
@@ -123,7 +123,7 @@ def _fetch_all(http: httpx.Client, reference: Reference, into: Path, progress: P
             progress,
             size=size if isinstance(size, int) else None,
             sha256=sha256 if isinstance(sha256, str) and len(sha256) == 64 else None,
-            headers=_headers(),
+            headers=headers(),
         )
     progress.finish(str(_folder(reference, adapter)))
 
@@ -132,7 +132,7 @@ def _list(http: httpx.Client, reference: Reference) -> dict[str, dict[str, Any]]
     """path -> entry of every file in the repository."""
     query = {"Revision": _revision(reference), "Recursive": "True"}
     try:
-        response = http.get(f"{_api(reference)}/repo/files", params=query, headers=_headers())
+        response = http.get(f"{_api(reference)}/repo/files", params=query, headers=headers())
     except httpx.HTTPError as error:
         raise ServerError(
             f"{NAME} ({net.plain(endpoint())}) stopped answering: {net.in_words(error)}.", "Try again."

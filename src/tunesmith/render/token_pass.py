@@ -15,7 +15,7 @@ from tunesmith.config.progress import SILENT, Progress
 from tunesmith.data.doctor.base import Finding, Row
 from tunesmith.render.checks.base import Check, TokenContext
 from tunesmith.render.conversation import Renderer
-from tunesmith.render.sides import all_sides
+from tunesmith.render.sides import Side, all_sides, one_by_one
 from tunesmith.render.stop import end_of_turn_token
 
 CHECKS = "tunesmith.render.checks"
@@ -38,15 +38,16 @@ class TokenPass:
         self.checks: dict[str, Check] = {name: load(CHECKS, name).Check(self.context) for name in names(CHECKS)}
         self.lengths, self.learned, self.tokens = array("I"), array("I"), array("I")
         self.rows = self.of = 0
+        self.render = one_by_one(renderer)
 
     def choose(self, rows: int, probe: Sequence[Row]) -> np.ndarray | None:
         """All rows when the measured rate allows it, else a sample drawn with the seed."""
         self.of = rows
         if self.full or rows <= SAMPLE // 10 or not probe:
             return None
-        list(all_sides(self.renderer, [row.example for row in probe[:16]]))  # the first renderings compile the template
+        self._sides(probe[:16])  # the first renderings compile the template
         began = time.monotonic()
-        list(all_sides(self.renderer, [row.example for row in probe]))
+        self._sides(probe)
         rate = len(probe) / max(1e-9, time.monotonic() - began)
         if rows <= SAMPLE or rows / rate <= PATIENCE:
             return None
@@ -58,9 +59,12 @@ class TokenPass:
         mask[np.random.default_rng(self.seed).choice(rows, SAMPLE, replace=False)] = True
         return mask
 
+    def _sides(self, rows: Sequence[Row]) -> list[tuple[Side, ...] | RenderError]:
+        return all_sides(self.renderer, [row.example for row in rows], self.render)
+
     def see(self, rows: Sequence[Row]) -> Iterable[tuple[str, Finding]]:
         """Render some rows and take them through the checks."""
-        for row, result in zip(rows, all_sides(self.renderer, [row.example for row in rows])):
+        for row, result in zip(rows, self._sides(rows)):
             self.rows += row.part == "train"
             if isinstance(result, RenderError):
                 for name, check in self.checks.items():

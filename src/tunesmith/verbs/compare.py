@@ -11,7 +11,7 @@ from tunesmith.config.errors import UserError
 from tunesmith.config.files import write_atomic, write_json
 from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
-from tunesmith.data.example import Chat
+from tunesmith.data.example import Chat, Example
 from tunesmith.data.load import bad_rows_error, load, load_set
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
 from tunesmith.render.conversation import Rendered
@@ -39,15 +39,15 @@ def run_comparison(
     run = _first_run(models)
     rows: list[Chat] = []
     if data is not None:
-        loaded = load_set(data, DataConfig(train=(data,)))
+        loaded = load_set(data, DataConfig(train=(data,)), progress)
         if loaded.bad:
             raise bad_rows_error(loaded)
-        rows = list(loaded.examples)
+        rows = _chats(loaded.examples)
     elif not prompts and prompts_file is None:
         if run is None:
             raise UserError("nothing to ask", hint='give prompts with -p "…", --prompts FILE or --data SET')
         config = config_of_run(run)
-        rows = list(load(config.data, config.train.seed).eval)
+        rows = _chats(load(config.data, config.train.seed, progress).eval)
         if not rows:
             raise UserError(
                 f"run {run.id} held no rows out", hint='give prompts with -p "…", --prompts FILE or --data SET'
@@ -70,6 +70,17 @@ def run_comparison(
 def _spread(rows: Sequence[Chat], most: int) -> list[Chat]:
     """At most ``most`` rows, evenly from the whole set: sets are often sorted by topic or language."""
     return list(rows) if len(rows) <= most else [rows[i * len(rows) // most] for i in range(most)]
+
+
+def _chats(examples: Sequence[Example]) -> list[Chat]:
+    """The examples, all of them conversations. Raises UserError when one is not."""
+    for example in examples:
+        if not isinstance(example, Chat):
+            raise UserError(
+                f"{example.origin}: is no conversation with an answer, so models cannot be compared on it",
+                hint='give prompts with -p "…", --prompts FILE, or a set of conversations with --data SET',
+            )
+    return [example for example in examples if isinstance(example, Chat)]
 
 
 def _first_run(models: Sequence[str]) -> RunFolder | None:

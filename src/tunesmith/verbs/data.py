@@ -17,8 +17,9 @@ from tunesmith.data.doctor.base import SEVERITIES
 from tunesmith.data.doctor.examine import Examination, examine
 from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
 from tunesmith.data.doctor.histogram import bins, plot
+from tunesmith.data.load import OpenSet, open_set
+from tunesmith.data.mix import order
 from tunesmith.train.order import total_steps
-from tunesmith.verbs.open_sets import OpenSet, open_set
 from tunesmith.verbs.run_config import TrainRun, load_config
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def check(
             )
     if picture is not None and picture.suffix != ".png":
         raise UserError(f"{picture}: the plot is a PNG", hint="give it a name that ends in .png")
-    train, held = ([open_set(choice, data) for choice in choices] for choices in (data.train, data.eval))
+    train, held = ([open_set(choice, data, progress) for choice in choices] for choices in (data.train, data.eval))
     look, special = _tokens(run, full, progress) if tokens else (None, None)
     found = examine(
         train,
@@ -140,7 +141,7 @@ def steps_line(checked: Checked) -> str:
     """How many optimizer steps the config makes of the rows, and whether that is enough to see something."""
     run, rows = checked.config, checked.found.shapes["train"].rows
     held = held_out_count(rows, run.data)
-    rows -= held
+    rows = _rows_per_epoch(checked, rows, held)
     if rows <= 0:
         return "no row is left to train on"
     loop = run.train
@@ -152,6 +153,28 @@ def steps_line(checked: Checked) -> str:
     )
     few = ": probably too few to see a change" if steps < FEW_STEPS else ""
     return f"{how} = {steps:,} steps{few}" + (f" ({held:,} rows held out)" if held else "")
+
+
+def _rows_per_epoch(checked: Checked, rows: int, held: int) -> int:
+    """What is left to train on once ``held`` rows are held out, after weights and mixing."""
+    data = checked.config.data
+    if len(data.train) == 1 and data.train[0].weight == 1 and data.mix == "concat":
+        return rows - held
+    counts = list(checked.found.counts["train"])
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    for row in held_out(ends[-1], data, checked.config.train.seed):
+        counts[next(i for i, end in enumerate(ends) if row < end)] -= 1
+    weights = [choice.weight for choice in data.train]
+    return len(
+        order(
+            counts,
+            weights,
+            mix=data.mix,
+            probabilities=data.probabilities,
+            stop=data.stop,
+            seed=checked.config.train.seed,
+        )
+    )
 
 
 def as_json(checked: Checked) -> Iterator[str]:

@@ -50,6 +50,7 @@ def _figures(checked: Checked) -> Iterator[str]:
     for part, sources in (("train", checked.train), ("eval", checked.eval)):
         for source, rows in zip(sources, found.counts[part]):  # type: ignore[index]
             yield f"{source.place}: {rows:,} rows, {source.format} ({source.reason}){' [evaluation]' if part == 'eval' else ''}"
+            yield from (f"note: {note}" for note in source.notes)
     yield from found.shapes["train"].lines()
     if checked.tokens is not None:
         yield from _token_figures(checked)

@@ -17,11 +17,11 @@ from tunesmith.config.progress import Progress
 from tunesmith.data.doctor.base import row_of
 from tunesmith.data.doctor.sets import place_of
 from tunesmith.data.example import Chat, Example, Feedback, Preference, Prompt
+from tunesmith.data.load import OpenSet, open_set
 from tunesmith.render.segments import Segment, segments
 from tunesmith.render.show_page import Block, PageRow, page
 from tunesmith.render.show_terminal import coloured, visible
 from tunesmith.render.sides import Side, sides
-from tunesmith.verbs.open_sets import OpenSet, open_set
 from tunesmith.verbs.run_config import TrainRun
 
 ROLE_COLOURS = {"system": "yellow", "user": "cyan", "assistant": "green", "tool": "magenta"}
@@ -54,7 +54,7 @@ def show(run: TrainRun, progress: Progress, *, count: int, row: int | None, seed
         raise UserError(
             "--row and --seed cannot be given together", hint="--row 5 -n 3 shows rows 5 to 7; --seed 1 draws some"
         )
-    source = open_set(run.data.train[0], run.data)
+    source = open_set(run.data.train[0], run.data, progress)
     picked = _picked(source, count, row, seed)
     renderer = None
     special: frozenset[int] = frozenset()

@@ -43,7 +43,9 @@ def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
 
     _heading(2, "Reading the bundled data set: who Marlow, the night watch of a lighthouse, is")
     run = create(config)
-    _say(f"data: {', '.join(config.data.train)}, held out: {', '.join(config.data.eval)}; run folder: {run.path}")
+    _say(
+        f"data: {', '.join(map(str, config.data.train))}, held out: {', '.join(map(str, config.data.eval))}; run folder: {run.path}"
+    )
 
     _heading(3, "Fine-tuning LoRA adapters")
     execute(run, progress)

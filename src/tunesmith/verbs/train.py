@@ -20,7 +20,7 @@ from tunesmith.config.errors import TrainingError, UserError
 from tunesmith.config.files import write_json
 from tunesmith.config.load import dump, save
 from tunesmith.config.plugins import load as load_plugin
-from tunesmith.config.progress import Progress
+from tunesmith.config.progress import SILENT, Progress
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.console import Logged
 from tunesmith.verbs.run_config import TrainRun, config_of_run
@@ -31,21 +31,19 @@ if TYPE_CHECKING:
 STAGES, METHODS = "tunesmith.stages", "tunesmith.models.methods"
 
 
-def create(config: TrainRun) -> RunFolder:
+def create(config: TrainRun, progress: Progress = SILENT) -> RunFolder:
     """A new run folder for ``config``. Its date and paths are pinned, so that it resumes from anywhere and any day.
 
     Raises UserError for what ``check_parts`` finds.
     """
-    from tunesmith.data.registry import find
+    from tunesmith.data.sources import pinned as pinned_set
     from tunesmith.hub.reference import parse
 
-    check_parts(config)
+    check_parts(config, progress)
     data = config.data
     pinned: dict[str, Any] = {"date": data.date or datetime.date.today().isoformat()}
     for key in ("train", "eval"):
-        pinned[key] = tuple(
-            _absolute(name) if find(name, data.registry).file_named else name for name in getattr(data, key)
-        )
+        pinned[key] = tuple(pinned_set(choice, data.registry) for choice in getattr(data, key))
     if data.registry is not None:
         pinned["registry"] = _absolute(data.registry)
     config = config.model_copy(update={"data": data.model_copy(update=pinned)})
@@ -60,8 +58,8 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def check_parts(config: TrainRun) -> None:
-    """Everything about a config that can be said without downloading or opening a model: its data is read.
+def check_parts(config: TrainRun, progress: Progress = SILENT) -> None:
+    """Everything about a config that can be said without downloading or opening a model: its data is fetched and read.
 
     Raises UserError.
     """
@@ -72,7 +70,7 @@ def check_parts(config: TrainRun) -> None:
     reference = parse(config.model.ref)
     if reference.kind not in ("hf", "ms", "hub", "demo"):
         resolve_model(reference)
-    load(config.data, config.train.seed)
+    load(config.data, config.train.seed, progress)
 
 
 def execute(run: RunFolder, progress: Progress) -> RunFolder:
@@ -173,7 +171,7 @@ def encode(config: TrainRun, stage: Stage, progress: Progress) -> Rows:
     """Load and encode the data of a run; what cannot be encoded is an error, or counted and named with ``skip_bad``."""
     from tunesmith.data.load import load
 
-    split = load(config.data, config.train.seed)
+    split = load(config.data, config.train.seed, progress)
     for note in split.notes:
         progress.say(note)
     progress.start("encoding", len(split.train) + len(split.eval), "rows")

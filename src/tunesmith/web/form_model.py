@@ -139,6 +139,8 @@ def _field(node: Node, reader: _Reader, path: Path, id: str, required: bool, giv
     if any("x-circle" in branch for branch, _ in branches):
         return plain
 
+    inside = _item_titles([b for b, _ in branches], reader)
+    branches = [(b, r) for b, r in branches if b.get("type") != "object" or b.get("title") not in inside]
     objects = [(b, r) for b, r in branches if b.get("type") == "object" and b.get("properties")]
     kinds = [(b, r) for b, r in objects if "const" in b["properties"].get("kind", {})]
     if kinds:
@@ -146,6 +148,13 @@ def _field(node: Node, reader: _Reader, path: Path, id: str, required: bool, giv
     if objects:  # text or a list beside an object is a shorthand for it: the object is drawn
         return _group(plain, *objects[0])
     return _simple(plain, [b for b, _ in branches])
+
+
+def _item_titles(branches: list[Node], reader: _Reader) -> set[Any]:
+    """The objects that a list among the branches may hold: one of them alone is short for a list of one."""
+    items = [b.get("items", {}) for b in branches if b.get("type") == "array"]
+    options = [option for item in items for option in item.get("anyOf", [item])]
+    return {reader.resolve(option)[0].get("title") for option in options if "$ref" in option}
 
 
 def _branches(node: Node, reader: _Reader) -> tuple[list[tuple[Node, _Reader]], bool]:

@@ -281,7 +281,11 @@ def _item(line: str) -> Any:
 
 
 def _line(item: Any) -> str:
-    return str(item) if not isinstance(item, (dict, list)) else yaml.safe_dump(item, default_flow_style=True).strip()
+    return str(item) if not isinstance(item, (dict, list)) else _flow(item)
+
+
+def _flow(item: Any) -> str:
+    return yaml.safe_dump(item, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6).strip()
 
 
 def _equals_default(f: Field, value: Any) -> bool:

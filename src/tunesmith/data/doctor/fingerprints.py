@@ -105,9 +105,9 @@ class Fingerprints:
 
     @property
     def signatures(self) -> Signatures:
-        """(rows, PERMUTATIONS); all zeros where there is too little text."""
+        """(rows, PERMUTATIONS), not copied: no row may follow. All zeros where there is too little text."""
         self._flush()
-        return np.frombuffer(self._signatures, dtype=np.uint8).reshape(-1, PERMUTATIONS).copy()
+        return np.frombuffer(self._signatures, dtype=np.uint8).reshape(-1, PERMUTATIONS)
 
 
 def signatures(texts: list[bytes]) -> Signatures:
@@ -171,8 +171,8 @@ def near(found: Signatures, threshold: float) -> tuple[NDArray[np.int64], NDArra
     partner = np.full(len(found), -1, dtype=np.int64)
     score = np.zeros(len(found))
     for earlier, later in candidates(found):
-        for at in range(0, len(later), 65_536):
-            a, b = earlier[at : at + 65_536], later[at : at + 65_536]
+        for at in range(0, len(later), 8192):
+            a, b = earlier[at : at + 8192], later[at : at + 8192]
             how = alike(found[a], found[b])
             better = (how >= threshold) & (how > score[b])
             partner[b[better]], score[b[better]] = a[better], how[better]

@@ -38,11 +38,7 @@ class Check(base.Check):
             )
         hidden = _HIDDEN.findall(piece.text)
         if hidden:
-            kinds = ", ".join(
-                dict.fromkeys(
-                    f"U+{ord(c):04X} {unicodedata.name(c, 'control')}".lower().replace("u+", "U+") for c in hidden
-                )
-            )
+            kinds = ", ".join(dict.fromkeys(f"U+{ord(c):04X} {unicodedata.name(c, 'control').lower()}" for c in hidden))
             yield row.finding(
                 "warning",
                 f"{piece.where}: {len(hidden)} invisible characters ({kinds})",
