@@ -137,6 +137,8 @@ install_torch
 if [ "$WANTED" = dev ]; then
     say "installing Tunesmith and the tools for its tests"
     pip_install -e '.[dev]'
+    say "fetching published chat templates for the tests"
+    .venv/bin/python tests/published.py
     rm -f .venv/.tunesmith-*
     : >".venv/.tunesmith-run-$KEY"
 else

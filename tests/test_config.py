@@ -42,6 +42,12 @@ def test_overrides_keep_the_rest_of_the_file(tmp_path: Path) -> None:
     assert sets(config) == ["y"] and config.data.max_length == 99 and config.method.rank == 2
 
 
+def test_a_wrong_key_of_a_set_is_the_only_complaint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "model: demo\ndata:\n- {set: x, wieght: 2}\n"), [])
+    assert "unknown key 'data.train.0.wieght'" in str(caught.value) and "at least 1" not in str(caught.value)
+
+
 def test_configs_are_frozen() -> None:
     config = load_config(None, ["model=demo", "data=x"])
     with pytest.raises(ValueError):

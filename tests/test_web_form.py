@@ -57,6 +57,22 @@ def test_help_in_both_languages_bounds_defaults_and_the_first_screen() -> None:
     }  # fmt: skip
 
 
+def test_sets_are_lines_of_names_or_of_mappings() -> None:
+    """The real config: one line per set, a mapping in braces; what was written comes back the same."""
+    from tunesmith.verbs.run_config import TrainRun
+
+    fields = read_form(schema(TrainRun))
+    shapes = {id: f.shape for id, f in by_id(fields).items() if id.startswith("data.")}
+    assert (shapes["data.train"], shapes["data.eval"]) == ("lines", "lines")
+    assert not any(id.startswith("data.train.") for id in shapes), "an entry's settings are no fields of their own"
+    sets = ["mine", {"set": "data/*.jsonl", "columns": {"prompt": "问", "response": "答" * 60}, "weight": 2}]
+    state = form_values.from_config(fields, {"model": {"ref": "demo"}, "data": {"train": sets}})
+    assert len(state["data.train"].splitlines()) == 2
+    assert minimal(state, fields)["data"]["train"] == sets
+    one = form_values.from_config(fields, {"data": {"train": {"set": "mine", "limit": 3}}})
+    assert form_values.read_values(fields, one).config["data"]["train"] == [{"set": "mine", "limit": 3}]
+
+
 def test_only_what_differs_is_written() -> None:
     assert minimal({"model.ref": "demo"}) == {"model": {"ref": "demo"}}
     assert minimal({"model.ref": "demo", "train.steps": "30", "train.lr": "2e-4"}) == {"model": {"ref": "demo"}}

@@ -382,6 +382,23 @@ def data_check(
         raise typer.Exit(2)
 
 
+@data_app.command("templates")
+def data_templates(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one's Jinja text.")] = None,
+) -> None:
+    """Chat templates by name, for model.template: what each ends a turn with, and its form for tools and thinking."""
+    from tunesmith.verbs.templates import listing, text_of
+
+    if name is not None:
+        typer.echo(text_of(name), nl=False)
+        return
+    for template in listing():
+        ends = "the tokenizer's eos" if template.end_of_turn == "eos_token" else template.end_of_turn
+        typer.echo(
+            f"{template.name:<18} {template.family}\n    end of turn: {ends}; tools: {template.tools}; thinking: {template.thinking}"
+        )
+
+
 @data_app.command("show")
 def data_show(
     sets: Annotated[

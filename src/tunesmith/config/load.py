@@ -153,7 +153,11 @@ def explain(cls: type[BaseModel], error: ValidationError, source: Source | None 
     """A pydantic error as one readable message."""
     parts: list[str] = []
     hints: list[str] = []
-    for detail in error.errors():
+    details = error.errors()
+    for detail in details:
+        inner = (d for d in details if d is not detail and d["loc"][: len(detail["loc"])] == detail["loc"])
+        if detail["type"] == "too_short" and any(inner):  # entries that are wrong themselves are not counted as entries
+            continue
         unknown = detail["type"] == "extra_forbidden"
         location, classes = _locate(cls, detail["loc"], keep_last=unknown)
         key = ".".join(map(str, location)) or "config"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from tunesmith.data.example import Example
@@ -15,8 +16,17 @@ def identity(example: Example) -> bytes:
 
 
 def _content(value: Any) -> Any:
-    if is_dataclass(value):
-        return (type(value).__name__, *(_content(getattr(value, f.name)) for f in fields(value) if f.compare))
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple([_content(v) for v in value]) if value else ()
     if isinstance(value, dict):
-        return sorted((key, _content(v)) for key, v in value.items())
-    return tuple(map(_content, value)) if isinstance(value, (list, tuple)) else value
+        return sorted((str(key), _content(v)) for key, v in value.items())
+    names = _compared(type(value))  # type: ignore[arg-type]  # classes are hashable
+    return (type(value).__name__, *[_content(getattr(value, name)) for name in names]) if names else value
+
+
+@cache
+def _compared(cls: Any) -> tuple[str, ...]:
+    """The fields of a record that make it what it is; none for what is no record."""
+    return tuple(f.name for f in fields(cls) if f.compare) if is_dataclass(cls) else ()

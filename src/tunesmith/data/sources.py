@@ -107,6 +107,7 @@ def _looks_like_path(name: str) -> bool:
     path = Path(name)
     suffixes = {suffix.lower() for suffix in path.suffixes}
     explicit = name.startswith((".", "/", "~", "\\")) or path.is_absolute() or path.parent.parent != Path()
+    explicit = explicit or (bool(suffixes) and path.parent == Path())
     return explicit or bool(suffixes & (kinds().keys() | {".gz", ".bz2", ".xz", ".zst", ".zip"})) or name.endswith("/")
 
 
@@ -164,8 +165,8 @@ def _remote_part(repository: Repository, path: str) -> Part:
 
 def _digest(repository: Repository, path: str) -> Callable[[], str]:
     """A hub's file is told by its SHA-256, or by commit and path."""
-    sha256 = repository.files[path].sha256
-    return lambda: sha256 or f"{repository.hub}:{repository.name}@{repository.revision}/{path}"
+    file = repository.files[path]
+    return lambda: file.sha256 or f"{repository.hub}:{repository.name}@{repository.revision}/{path}:{file.size}"
 
 
 def _readme(path: Path) -> str:

@@ -58,6 +58,12 @@ def write_template(source: Path, out: Path, template: str | None) -> None:
         (out / "chat_template.jinja").write_bytes(template.encode("utf-8"))
 
 
+def save_tokenizer(source: Path, out: Path, template: str) -> None:
+    """The tokenizer of ``source`` with ``template`` into ``out``: ``AutoTokenizer.from_pretrained(out)`` renders as we do."""
+    copy_tokenizer(source, out)
+    write_template(source, out, template)
+
+
 def copy_licences(sources: list[Path], out: Path) -> list[str]:
     """Copy LICENSE, NOTICE and use-policy files; where names meet, the first source wins. Returns the names."""
     copied: dict[str, Path] = {}

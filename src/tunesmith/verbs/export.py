@@ -163,7 +163,7 @@ def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelf
 
 def replace_folder(target: Target, folder: Path) -> Any:
     """The renderer of the exported folder itself: what is served is rendered from what was exported."""
-    return renderer_of(replace(target, base=replace(target.base, folder=folder)))
+    return renderer_of(target, exported=folder)
 
 
 def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress, *, rows: int = 8) -> list[Parity]:

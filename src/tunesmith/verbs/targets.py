@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ReferenceNotFoundError, UserError
-from tunesmith.config.progress import Progress
+from tunesmith.config.progress import SILENT, Progress
 from tunesmith.data.config import DataConfig
 from tunesmith.hub.names import check_run_point
 from tunesmith.hub.reference import Reference, parse
@@ -106,25 +106,46 @@ def _short(text: str) -> str:
     return text.rstrip("/").rpartition("/")[2] or text
 
 
-def open_renderer(model: ModelConfig, data: DataConfig, progress: Progress) -> tuple[LocalModel, Renderer]:
-    """The local model of a config and the renderer training uses for it."""
+def open_renderer(
+    model: ModelConfig, data: DataConfig, progress: Progress, *, run: RunFolder | None = None
+) -> tuple[LocalModel, Renderer]:
+    """The local model of a config and the renderer training uses for it; a ``run`` renders with the template it keeps."""
     from tunesmith.models.open import open_tokenizer
     from tunesmith.render.conversation import Renderer
+    from tunesmith.verbs.templates import kept_text, template_of
 
     local = localize(model.ref, progress)
     tokenizer = open_tokenizer(local.folder, trust_remote_code=model.trust_remote_code)
     date = datetime.date.fromisoformat(data.date) if data.date else None
-    return local, Renderer(tokenizer, max_length=data.max_length, date=date)
+    template = template_of(tokenizer, model, kept_text(run))
+    if template.reason:
+        progress.say(template.reason)
+    return local, Renderer(tokenizer, max_length=data.max_length, date=date, learn=data.learn, template=template.text)
 
 
-def renderer_of(target: Target) -> Renderer:
-    """The renderer of a target: its tokenizer, and the date of its run."""
+def renderer_of(target: Target, *, exported: Path | None = None, progress: Progress = SILENT) -> Renderer:
+    """The renderer of a target: its tokenizer, the template saved with its adapter or run, and the date of its run.
+
+    ``exported``: a folder made from the target, whose own tokenizer and template are then taken.
+    """
+    from tunesmith.export.companions import find_template
     from tunesmith.models.open import open_tokenizer
     from tunesmith.render.conversation import Renderer
+    from tunesmith.render.template import settle
+    from tunesmith.verbs.templates import kept_text, template_of
 
-    remote = target.config.model.trust_remote_code if target.config else False
-    limit = target.config.data.max_length if target.config else None
-    return Renderer(open_tokenizer(target.base.folder, trust_remote_code=remote), max_length=limit, date=target.date)
+    config = target.config
+    remote = config.model.trust_remote_code if config else False
+    tokenizer = open_tokenizer(exported or target.base.folder, trust_remote_code=remote)
+    saved = find_template(target.adapter) if target.adapter is not None and exported is None else None
+    if saved is not None or exported is not None or config is None:
+        template = settle(tokenizer, frozen=saved)
+    else:
+        template = template_of(tokenizer, config.model, kept_text(target.run))
+    if template.reason:
+        progress.say(template.reason)
+    limit = config.data.max_length if config else None
+    return Renderer(tokenizer, max_length=limit, date=target.date, template=template.text)
 
 
 def open_weights(target: Target, *, precision: str = "auto") -> Any:
@@ -172,6 +193,6 @@ def open_engine(text: str, progress: Progress, *, name: str | None = None) -> En
 
     target = target_of(text, progress)
     progress.start(f"opening {target.name}")
-    engine = TransformersEngine(open_weights(target), renderer_of(target), name or text)
+    engine = TransformersEngine(open_weights(target), renderer_of(target, progress=progress), name or text)
     progress.finish()
     return engine

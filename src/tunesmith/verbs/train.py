@@ -38,8 +38,11 @@ def create(config: TrainRun, progress: Progress = SILENT) -> RunFolder:
     """
     from tunesmith.data.sources import pinned as pinned_set
     from tunesmith.hub.reference import parse
+    from tunesmith.render.template import read_template
+    from tunesmith.verbs.templates import absolute_choice, keep_text
 
     check_parts(config, progress)
+    config = config.model_copy(update={"model": absolute_choice(config.model)})
     data = config.data
     pinned: dict[str, Any] = {"date": data.date or datetime.date.today().isoformat()}
     for key in ("train", "eval"):
@@ -51,7 +54,10 @@ def create(config: TrainRun, progress: Progress = SILENT) -> RunFolder:
     if reference.kind == "path":
         config = config.model_copy(update={"model": config.model.model_copy(update={"ref": str(reference.path)})})
     short = config.model.ref.rstrip("/").rpartition("/")[2].rpartition(":")[2]
-    return RunFolder.create(dump(config), config.output.name or f"{config.stage.kind}-{short}")
+    run = RunFolder.create(dump(config), config.output.name or f"{config.stage.kind}-{short}")
+    if config.model.template is not None:
+        keep_text(run, read_template(config.model.template))
+    return run
 
 
 def _absolute(path: str) -> str:
@@ -66,7 +72,10 @@ def check_parts(config: TrainRun, progress: Progress = SILENT) -> None:
     from tunesmith.data.load import load
     from tunesmith.hub.reference import parse
     from tunesmith.hub.resolve import resolve_model
+    from tunesmith.render.template import read_template
 
+    if config.model.template is not None:
+        read_template(config.model.template)
     reference = parse(config.model.ref)
     if reference.kind not in ("hf", "ms", "hub", "demo"):
         resolve_model(reference)
@@ -103,6 +112,7 @@ def _execute(run: RunFolder, progress: Progress) -> RunFolder:
 def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     import torch
 
+    from tunesmith.export.companions import save_tokenizer
     from tunesmith.models.devices import best_device, set_threads
     from tunesmith.models.open import open_model
     from tunesmith.models.precision import resolve_precision
@@ -111,6 +121,7 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     from tunesmith.train.loop import Setup, train
     from tunesmith.train.masters import Masters
     from tunesmith.verbs.targets import open_renderer
+    from tunesmith.verbs.templates import pin_template
 
     set_threads()
     device = best_device()
@@ -120,7 +131,8 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
         save(config, run.config_path)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     progress.say(f"device {device.type}, {precision}{f' ({why})' if why else ''}, {torch.get_num_threads()} threads")
-    local, renderer = open_renderer(config.model, config.data, progress)
+    config = pin_template(run, config, progress)
+    local, renderer = open_renderer(config.model, config.data, progress, run=run)
     if end_of_turn_token(renderer) is None:
         progress.say(
             "warning: the chat template puts no special token after an answer; the model may not learn to stop"
@@ -150,9 +162,14 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
         folder = run.checkpoint()
         resume = (folder, method.load_state(folder, model))
         progress.say(f"resuming from {folder.name}")
+
+    def save_model(folder: Path, state: Any) -> None:
+        method.save(model, folder, state)
+        save_tokenizer(local.folder, folder, renderer.chat_template)
+
     setup = Setup(
         model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
-        micro_tokens=micro_tokens, save_model=lambda folder, state: method.save(model, folder, state),
+        micro_tokens=micro_tokens, save_model=save_model,
     )  # fmt: skip
     outcome = train(setup, resume=resume, progress=progress)
     plot_loss(run)
