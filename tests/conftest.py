@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from model_fixtures import make_model  # noqa: E402
+from web_browser import browser, tab  # noqa: E402, F401 - fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -117,7 +117,7 @@ def upgrade(server: Server, **headers: str) -> int:
 
 
 def test_pages_ask_for_nothing_elsewhere(server: Server, run: RunFolder) -> None:
-    for path in ("/", "/new", f"/run/{run.id}"):
+    for path in ("/", "/new", "/data?data=lantern_bay", f"/run/{run.id}"):
         answer = ask(server, path)
         assert answer.status_code == 200
         outside = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", answer.text)) - {"http://www.w3.org"}

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import DataError, UserError
+from tunesmith.config.plugins import load
 from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
 from tunesmith.data.doctor.base import SEVERITIES
 from tunesmith.data.doctor.examine import Examination, examine
 from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
-from tunesmith.data.doctor.histogram import plot
+from tunesmith.data.doctor.histogram import bins, plot
 from tunesmith.data.load import OpenSet, open_set
 from tunesmith.data.mix import order
 from tunesmith.train.order import total_steps
@@ -177,7 +178,8 @@ def _rows_per_epoch(checked: Checked, rows: int, held: int) -> int:
 
 
 def as_json(checked: Checked) -> Iterator[str]:
-    """The report as one JSON object, piece by piece: there may be a million findings."""
+    """The report as one JSON object, piece by piece: there may be a million findings. They come last, one a line, so that a reader
+    need not hold them all."""
     found = checked.found
     sets = [
         {"name": s.name, "part": part, "rows": rows, "format": s.format, "reason": s.reason}
@@ -189,13 +191,18 @@ def as_json(checked: Checked) -> Iterator[str]:
         "sets": sets,
         "counts": {severity: found.findings.count(severity) for severity in SEVERITIES},
         "shape": {part: shape.as_dict() for part, shape in found.shapes.items() if shape.rows or shape.unreadable},
-        "tokens": checked.tokens.summary() if checked.tokens is not None else None,
+        "tokens": _tokens_dict(checked.tokens, checked.config.data.max_length) if checked.tokens is not None else None,
         "steps": steps_line(checked),
         "seconds": round(found.seconds, 3),
         "stopped": found.stopped or None,
         "fixed": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(checked.fixed).items()}
         if checked.fixed
         else None,
+        "checks": {
+            name: {"title": c.title, "mends": c.mends}
+            for name in found.findings.checks()
+            if (c := check_of(checked, name))
+        },
     }
     yield json.dumps(head, ensure_ascii=False, indent=1)[:-2] + ',\n "findings": ['
     comma = ""
@@ -204,3 +211,13 @@ def as_json(checked: Checked) -> Iterator[str]:
             yield comma + "\n  " + json.dumps({"check": name, **asdict(finding)}, ensure_ascii=False)
             comma = ","
     yield "\n ]\n}\n"
+
+
+def check_of(checked: Checked, name: str) -> Any:
+    """The check of the data or of the rendered rows with this name: for its title, and what ``--fix`` does."""
+    return checked.found.checks.get(name) or load("tunesmith.render.checks", name).Check
+
+
+def _tokens_dict(look: TokenPass, max_length: int) -> dict[str, Any]:
+    """The figures of the lengths, and how they are spread: ``[from, up to but not including, rows]``."""
+    return {**look.summary(), "bins": bins(look.lengths, max_length)}

@@ -7,11 +7,10 @@ from itertools import islice
 
 from rich.text import Text
 
-from tunesmith.config.plugins import load
 from tunesmith.data.doctor.base import SEVERITIES, Finding
 from tunesmith.data.doctor.histogram import bars, bins
 from tunesmith.verbs.console import duration
-from tunesmith.verbs.data import Checked, steps_line
+from tunesmith.verbs.data import Checked, check_of, steps_line
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 FIRST = 3
@@ -79,7 +78,7 @@ def _token_figures(checked: Checked) -> Iterator[str]:
 
 def _group(checked: Checked, name: str, everything: bool) -> Iterator[Text]:
     findings = checked.found.findings
-    check = checked.found.checks.get(name) or load("tunesmith.render.checks", name).Check
+    check = check_of(checked, name)
     counts = [(s, findings.count(s, name)) for s in SEVERITIES if findings.count(s, name)]
     heading = Text("● ", style=COLOURS[counts[0][0]]) + Text(check.title, style="bold")
     yield (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def write_page(shown: ShownSet, path: Path) -> None:
 
 
 def as_dict(shown: ShownSet) -> dict[str, Any]:
-    """For JSON: texts as they were read, and per side the rendered text with ids, mask and character spans."""
+    """For JSON: texts as they were read, and per side the rendered text with ids, mask, character spans and the segments to draw."""
     return {
         "set": shown.name,
         "model": shown.model,
@@ -197,6 +197,7 @@ def as_dict(shown: ShownSet) -> dict[str, Any]:
                         "mask": side.rendered.mask,
                         "offsets": side.rendered.offsets,
                         "dropped_turns": side.rendered.dropped_turns,
+                        "segments": [asdict(piece) for piece in segments(side.rendered, shown.special_ids)],
                     }
                     for side in row.sides
                 ],

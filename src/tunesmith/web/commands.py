@@ -39,10 +39,15 @@ class Outcome:
 
 
 def split_message(text: str) -> tuple[str, str]:
-    """A command's stderr as its message and its hint (the lines after ``hint:``)."""
+    """A command's stderr as its message and its hint (the lines after ``hint:``).
+
+    Lines before the one that begins with ``error:`` told how far the work was, and are left out.
+    """
     message: list[str] = []
     hint: list[str] = []
-    for line in text.strip().splitlines():
+    lines = text.strip().splitlines()
+    first = next((i for i, line in enumerate(lines) if line.startswith("error: ")), 0)
+    for line in lines[first:]:
         if line.startswith("hint:"):
             hint.append(line.removeprefix("hint:").strip())
         elif hint:
@@ -61,7 +66,7 @@ async def run(command: Sequence[str], *arguments: str, patience: float = 300.0) 
     folder = Path(tempfile.mkdtemp(prefix="tunesmith-web-"))
     try:
         out, err = folder / "out", folder / "err"
-        process = await asyncio.to_thread(_start, [*command, *arguments], out, err)
+        process = await asyncio.to_thread(start, [*command, *arguments], out, err)
         waited = 0.0
         while process.poll() is None:
             await asyncio.sleep(0.05)
@@ -78,7 +83,8 @@ async def run(command: Sequence[str], *arguments: str, patience: float = 300.0) 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(command: list[str], out: Path, err: Path) -> subprocess.Popen[bytes]:
+def start(command: list[str], out: Path, err: Path) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own; its output goes to the two files."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "NO_COLOR": "1", "TUNESMITH_PLAIN": "1"}
     options: dict[str, Any] = {"start_new_session": True}
     if os.name == "nt":

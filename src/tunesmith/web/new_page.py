@@ -10,7 +10,7 @@ from urllib.parse import quote
 from nicegui import run, ui
 
 from tunesmith.config.errors import UserError
-from tunesmith.web import commands, form_values, run_files
+from tunesmith.web import commands, data_request, form_values, run_files
 from tunesmith.web.form_model import Field, read_form
 from tunesmith.web.form_view import FormView
 from tunesmith.web.language import Texts
@@ -20,12 +20,13 @@ DRAFT = "tunesmith.draft"
 
 
 def register(command: Sequence[str]) -> None:
-    """Lay the page at ``/new``. ``?from=ID`` begins with the config of a run."""
+    """Lay the page at ``/new``. ``?from=ID`` begins with the config of a run, ``?data=SET&model=M`` with these over the draft."""
     source = commands.SchemaSource(command)
 
     @ui.page("/new")
     async def new_page() -> None:
-        from_id = ui.context.client.request.query_params.get("from", "")
+        query = ui.context.client.request.query_params
+        from_id, given = query.get("from", ""), data_request.of_query(query.multi_items())
         with frame("form.title", here="nav.new") as t:
             body = ui.element("div").classes("new-body")
             with body:
@@ -35,14 +36,21 @@ def register(command: Sequence[str]) -> None:
         await ui.context.client.connected()
         if ui.context.client.is_deleted:  # nobody stayed to see it
             return
-        await _NewRun(body, source, command, t, from_id).load()
+        await _NewRun(body, source, command, t, from_id, given).load()
 
 
 class _NewRun:
     def __init__(
-        self, body: Any, source: commands.SchemaSource, command: Sequence[str], t: Texts, from_id: str
+        self,
+        body: Any,
+        source: commands.SchemaSource,
+        command: Sequence[str],
+        t: Texts,
+        from_id: str,
+        given: data_request.Request,
     ) -> None:
         self.body, self.source, self.command, self.t, self.from_id = body, source, command, t, from_id
+        self.given = given
         self.fields: tuple[Field, ...] = ()
         self.starting = False
 
@@ -57,7 +65,7 @@ class _NewRun:
         if ui.context.client.is_deleted:
             return
         self.draw(state)
-        if self.from_id:  # from here on the draft is what counts, also after a reload
+        if self.from_id or self.given.query():  # from here on the draft is what counts, also after a reload
             ui.run_javascript("history.replaceState(null, '', '/new')")
             self.keep()
         if failure:
@@ -73,9 +81,10 @@ class _NewRun:
             return state, status.error if status.state == "failed" else ""
         try:
             kept = await ui.run_javascript(f"return localStorage.getItem({json.dumps(DRAFT)})", timeout=5.0)
-            return form_values.tidy(self.fields, json.loads(kept or "{}")), ""
+            draft = form_values.tidy(self.fields, json.loads(kept or "{}"))
         except (TimeoutError, ValueError, TypeError):
-            return {}, ""
+            draft = {}
+        return draft | form_values.from_config(self.fields, self.given.config()), ""
 
     def _no_schema(self, error: UserError) -> None:
         self.body.clear()
@@ -109,6 +118,7 @@ class _NewRun:
             with ui.element("div").classes("start-row"):
                 self.start_button = button(t("form.start"), self.start, icon="play_arrow", style="main", css="start")
                 button(t("form.reset"), self.ask_reset, style="quiet")
+            self.data_link = tag("a", t("form.check_data"), "small-link")
             self.error = ui.element("div").classes("start-error").props("role=alert")
         with ui.element("section").classes("card"):
             with ui.element("div").classes("card-head"):
@@ -123,6 +133,8 @@ class _NewRun:
 
     def show_yaml(self) -> None:
         self.preview.set_text(self.yaml or self.t("form.yaml_empty"))
+        self.data_link.props["href"] = f"/data?{data_request.of_config(self.form.reading.config).query()}"
+        self.data_link.update()
 
     def changed(self) -> None:
         """After every change: the YAML, and the draft in this browser."""

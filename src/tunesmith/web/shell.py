@@ -72,7 +72,7 @@ def frame(title_key: str = "", *, title: str = "", here: str = "") -> Iterator[T
         with ui.element("div").classes("top-in"):
             tag("a", "Tunesmith", "brand", href="/")
             with ui.element("nav"):
-                for key, address in (("nav.runs", "/"), ("nav.new", "/new")):
+                for key, address in (("nav.runs", "/"), ("nav.new", "/new"), ("nav.data", "/data")):
                     link = tag("a", t(key), "nav-link", href=address)
                     if here == key:
                         link.props["aria-current"] = "page"

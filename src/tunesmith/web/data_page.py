@@ -1,0 +1,242 @@
+"""`/data`: is this data worth training on? Asks ``tunesmith data check`` and ``tunesmith data show``, and draws their answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from nicegui import ui
+
+from tunesmith.config.errors import UserError
+from tunesmith.web import data_request, data_rows, figures
+from tunesmith.web.data_report import Report, read_report
+from tunesmith.web.data_request import Request
+from tunesmith.web.job import Cancelled, Job
+from tunesmith.web.language import Texts
+from tunesmith.web.report_view import ReportView
+from tunesmith.web.rows_view import COUNT, RowsView
+from tunesmith.web.shell import button, copy, frame, tag
+
+FIELDS = ("sets", "model", "length")
+
+
+def register(command: Sequence[str]) -> None:
+    """Lay the page at ``/data``. ``?data=SET&data=SET&model=M&length=N`` fills in the fields; nothing is read before a button is
+    pressed, since any site may link here."""
+
+    @ui.page("/data")
+    def data_page() -> None:
+        client = ui.context.client
+        request = data_request.of_query(client.request.query_params.multi_items())
+        with frame("sets.title", here="nav.data") as t:
+            page = _DataPage(request, command, t)
+        client.on_delete(page.cancel)  # nobody is left to see the answer
+
+
+class _DataPage:
+    def __init__(self, request: Request, command: Sequence[str], t: Texts) -> None:
+        self.command, self.t = command, t
+        self.job: Job | None = None
+        self.inputs: dict[str, Any] = {}
+        self.problems: dict[str, Any] = {}
+        tag("h1", t("sets.title"))
+        tag("p", t("sets.lead"), "quiet")
+        with ui.element("section").classes("card data-form"):
+            self._fields(request)
+            with ui.element("div").classes("actions"):
+                self.check_button = button(t("sets.check"), self.check, icon="fact_check", style="main")
+                self.show_button = button(t("sets.show"), self.show_first, icon="visibility")
+                ui.element("div").classes("grow")
+                self.train_link = tag("a", t("sets.train"), "small-link")
+        self.busy = ui.element("div").classes("slot busy-slot").props("role=status")
+        self.trouble = ui.element("div").classes("slot").props("role=alert")
+        self.rows = ui.element("div").classes("slot")
+        self.report = ui.element("div").classes("slot report")
+        self._changed()
+
+    def _fields(self, request: Request) -> None:
+        with ui.element("div").classes("data-fields"):
+            sets = ui.textarea(value="\n".join(request.sets), placeholder="lantern_bay")
+            sets.props("outlined dense autogrow spellcheck=false input-class=code-box debounce=150")
+            self._field("sets", sets)
+            model = ui.input(value=request.model, placeholder="demo")
+            model.props("outlined dense autocomplete=off spellcheck=false debounce=150")
+            self._field("model", model)
+            length = ui.input(
+                value="" if request.length is None else str(request.length), placeholder=self.t("form.not_set")
+            )
+            length.props("outlined dense autocomplete=off inputmode=numeric debounce=150")
+            self._field("length", length)
+
+    def _field(self, name: str, control: Any) -> None:
+        """Label, control, help and problem, in that order."""
+        t, id = self.t, f"field-data-{name}"
+        with ui.element("div").classes(f"field field-data-{name}"):
+            tag("label", t(f"sets.field_{name}"), "field-label", for_=id)
+            control.props["for"] = id
+            control.props["aria-describedby"] = f"{id}-help"
+            control.move(ui.context.slot.parent)
+            tag("div", t(f"sets.help_{name}"), "field-help", id=f"{id}-help")
+            self.problems[name] = tag("div", css="field-problem", role="alert")
+        control.on_value_change(self._changed)
+        if name != "sets":
+            control.on("keydown.enter", self.check)
+        self.inputs[name] = control
+
+    def _read(self) -> tuple[Request, dict[str, str]]:
+        return data_request.of_fields(*(str(self.inputs[name].value or "") for name in FIELDS))
+
+    def _changed(self) -> None:
+        """The link to training holds what is filled in; a mended field is no longer marked."""
+        request, problems = self._read()
+        self.train_link.props["href"] = f"/new?{request.query()}"
+        self.train_link.set_visibility(bool(request.sets) and not problems)
+        self.train_link.update()
+        for name in FIELDS:
+            if name not in problems:
+                self._mark(name, "")
+
+    def _mark(self, name: str, key: str) -> None:
+        self.problems[name].set_text(self.t(key) if key else "")
+        self.problems[name].set_visibility(bool(key))
+        self.inputs[name].props["aria-invalid"] = "true" if key else "false"
+
+    def _accepted(self) -> Request | None:
+        """What is filled in, or None after saying what is wrong with it."""
+        request, problems = self._read()
+        for name in FIELDS:
+            self._mark(name, problems.get(name, ""))
+        if problems:
+            ui.run_javascript(f"document.getElementById('field-data-{next(iter(problems))}')?.focus()")
+            return None
+        address = json.dumps(f"/data?{request.query()}")  # a reload finds the same fields
+        ui.run_javascript(f"history.replaceState(null, '', {address})")
+        return request
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Ask for a report and draw it."""
+        if self.job is not None or (request := self._accepted()) is None:
+            return
+        self.report.clear()
+        self.rows.clear()
+
+        async def ask(job: Job, said: Callable[[str], None]) -> None:
+            report = await job.run(
+                read_report, answers=(0, 2), said=said
+            )  # 2 with an answer: errors were found in the data
+            if not self.report.is_deleted:
+                self._draw(report, request)
+
+        await self._work(request.check(), "sets.error_check", ask)
+
+    async def show_first(self) -> None:
+        """Show the first rows of the first set."""
+        if self.job is None and (request := self._accepted()) is not None:
+            await self._show(request, request.sets[0], 1)
+
+    async def _show(self, request: Request, name: str, first: int) -> None:
+        if self.job is not None:
+            return
+
+        async def ask(job: Job, said: Callable[[str], None]) -> None:
+            answer = await job.run(data_rows.read_rows, said=said)
+            if self.rows.is_deleted:
+                return
+            self.rows.clear()
+            with self.rows:
+                RowsView(answer, name, first, self.t, lambda n, row: self._show(request, n, row))
+
+        await self._work(request.show(name, first, COUNT), "sets.error_show", ask)
+
+    async def _work(
+        self, arguments: list[str], failed: str, ask: Callable[[Job, Callable[[str], None]], Awaitable[None]]
+    ) -> None:
+        """Run one command with the page marked as busy; trouble is shown whole."""
+        self.trouble.clear()
+        job = self.job = Job(self.command, arguments)
+        said = self._show_busy(job)
+        try:
+            await ask(job, said)
+        except Cancelled:
+            self._show_trouble("sets.cancelled", "", "", calm=True)
+        except (UserError, OSError) as error:
+            hint = error.hint if isinstance(error, UserError) else ""
+            message = error.message if isinstance(error, UserError) else str(error)
+            self._show_trouble(failed, message, hint or "")
+        finally:
+            self.job = None
+            self._idle()
+
+    def cancel(self) -> None:
+        """End the command that runs, if one does."""
+        if self.job is not None:
+            self.job.cancel()
+
+    # -- drawing ---------------------------------------------------------------------------------------------------
+
+    def _show_busy(self, job: Job) -> Callable[[str], None]:
+        t = self.t
+        self._dim(True)
+        with self.busy, ui.element("section").classes("card busy"):
+            ui.spinner(size="sm")
+            with ui.element("div").classes("grow"):
+                tag("strong", t("sets.busy"))
+                line = tag("p", "", "quiet busy-line")
+            clock = tag("span", "", "figure quiet", aria_hidden="true")
+            stop = button(t("action.cancel"), icon="close", style="plain")
+
+            def end() -> None:
+                stop.set_enabled(False)
+                line.set_text(t("sets.cancelling"))
+                job.cancel()
+
+            stop.on_click(end)
+            ui.timer(1.0, lambda: clock.set_text(figures.duration(time.monotonic() - job.began)))
+
+        def said(text: str) -> None:
+            if not line.is_deleted and not job.cancelled:
+                line.set_text(text)
+
+        return said
+
+    def _idle(self) -> None:
+        if self.busy.is_deleted:
+            return
+        self.busy.clear()
+        self._dim(False)
+
+    def _dim(self, busy: bool) -> None:
+        """Not disabled, which would take the focus away; a press while something runs does nothing."""
+        for one in (self.check_button, self.show_button):
+            one.props["aria-disabled"] = "true" if busy else "false"
+            one.update()
+
+    def _show_trouble(self, title: str, message: str, hint: str, *, calm: bool = False) -> None:
+        if self.trouble.is_deleted:
+            return
+        with self.trouble, ui.element("section").classes(f"banner {'' if calm else 'banner-failed'}"):
+            tag("strong", self.t(title))
+            if message:
+                tag("pre", message, "said")
+            if hint:
+                with ui.element("p"):
+                    tag("b", self.t("run.what_to_do") + ": ")
+                    tag("span", hint)
+
+    def _draw(self, report: Report, request: Request) -> None:
+        t = self.t
+        with self.report:
+            errors, warnings = report.count("error"), report.count("warning")
+            outcome = "bad" if errors else "look" if warnings else "good"
+            with ui.element("section").classes(f"banner verdict verdict-{outcome}").props("role=status"):
+                tag("strong", t(f"verdict.{outcome}", errors=f"{errors:,}", warnings=f"{warnings:,}"))
+            ReportView(report, t, lambda name, row: self._show(request, name, row))
+            line = data_request.written(request.check())
+            with ui.element("div").classes("same"):
+                tag("span", t("sets.same"), "quiet")
+                tag("code", line, "command")
+                button(t("action.copy"), lambda: copy(line, t), icon="content_copy", style="quiet")
