@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tunesmith.config.errors import DataError
 from tunesmith.config.progress import SILENT, Progress
+from tunesmith.data.adapt import adapt
 from tunesmith.data.config import DataConfig, SetConfig
 from tunesmith.data.example import Example
 from tunesmith.data.identity import identity
-from tunesmith.data.mix import order
 from tunesmith.data.opened import OpenSet, open_set
+from tunesmith.data.split import plan
 
-__all__ = ["Loaded", "OpenSet", "Split", "bad_rows_error", "load", "load_set", "open_set"]
+__all__ = ["Loaded", "OpenSet", "Split", "bad_rows_error", "examples_of", "load", "load_set", "open_set"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Loaded:
         return self.dataset.reason
 
 
-def load_set(choice: SetConfig | str, config: DataConfig, progress: Progress = SILENT) -> Loaded:
+def load_set(
+    choice: SetConfig | str, config: DataConfig, progress: Progress = SILENT, *, kind: str | None = None
+) -> Loaded:
     """All rows of one set; bad rows are collected, not dropped silently. Raises DataError when the file is unreadable."""
     opened = open_set(choice, config, progress)
     examples: list[Example] = []
     bad: list[DataError] = []
-    for value in opened.examples():
+    for value in examples_of(opened, kind):
         if isinstance(value, DataError):
             bad.append(value)
         else:
@@ -57,64 +59,31 @@ class Split:
     notes: tuple[str, ...]
 
 
-def load(config: DataConfig, seed: int, progress: Progress = SILENT) -> Split:
-    """Training and evaluation rows of a config. Raises DataError on bad rows unless ``skip_bad``.
+def load(config: DataConfig, seed: int, progress: Progress = SILENT, *, kind: str | None = None) -> Split:
+    """Training and evaluation rows of a config, all in memory, as examples of ``kind`` (``data.example.KINDS``) if one is named.
 
-    The result depends on the seed, the config and the rows alone. Rows are held out before weights and mixing, so that a row
-    that comes twice in an epoch is never on both sides; weights and mixing choose among the rows that are left.
+    Raises DataError on bad rows unless ``skip_bad``. Which rows are held out is decided by ``data.split.plan``.
     """
     notes: list[str] = []
-    sets = _read(config.train, config, notes, progress)
-    held_out = [example for rows in _read(config.eval, config, notes, progress) for example in rows]
-    if config.eval:
-        known = {identity(e) for e in held_out}
-        both = sum(identity(e) in known for rows in sets for e in rows)
-        if both:
-            notes.append(f"warning: {both} training rows are in the evaluation set too; its loss will look too good")
-    elif config.eval_share > 0:
-        sets, held_out = _hold_out(sets, config.eval_share, seed, notes)
-    places = order(
-        [len(rows) for rows in sets], [choice.weight for choice in config.train], mix=config.mix,
-        probabilities=config.probabilities, stop=config.stop, seed=seed,
-    )  # fmt: skip
-    train = tuple(sets[i][row] for i, row in places)
-    there = sum(len(rows) for rows in sets)
-    if len(sets) > 1 or len(train) != there:
-        notes.append(f"{len(train)} rows per epoch, {len(set(places))} of {there} different ones ({config.mix})")
-    return Split(train, tuple(held_out), tuple(notes))
-
-
-def _hold_out(
-    sets: list[list[Example]], share: float, seed: int, notes: list[str]
-) -> tuple[list[list[Example]], list[Example]]:
-    """``share`` of all rows, one at least, and the sets without them and without rows equal to them."""
-    total = sum(len(rows) for rows in sets)
-    numbers = list(range(total))
-    random.Random(seed).shuffle(numbers)
-    chosen = set(numbers[: min(max(1, round(total * share)), total - 1)])  # one at least, to judge by
-    held_out: list[Example] = []
-    rest: list[list[Example]] = [[] for _ in sets]
-    number = 0
-    for i, rows in enumerate(sets):
-        for example in rows:
-            (held_out if number in chosen else rest[i]).append(example)
-            number += 1
-    known = {identity(e) for e in held_out}
-    kept = [[e for e in rows if identity(e) not in known] for rows in rest]
-    twice = sum(map(len, rest)) - sum(map(len, kept))
-    if twice:
-        notes.append(f"{twice} rows equal to held-out ones are not trained on")
-    return kept, held_out
+    train, held = (_read(choices, config, notes, progress, kind) for choices in (config.train, config.eval))
+    identities = [[[identity(e) for e in rows] for rows in sets] for sets in (train, held)]
+    planned = plan(identities[0], identities[1], config, seed)
+    source = held if config.eval else train
+    return Split(
+        tuple(train[i][row] for i, row in planned.train),
+        tuple(source[i][row] for i, row in planned.eval),
+        (*notes, *planned.notes),
+    )
 
 
 def _read(
-    choices: Sequence[SetConfig], config: DataConfig, notes: list[str], progress: Progress
+    choices: Sequence[SetConfig], config: DataConfig, notes: list[str], progress: Progress, kind: str | None
 ) -> list[list[Example]]:
     sets: list[list[Example]] = []
     for choice in choices:
-        loaded = load_set(choice, config, progress)
+        loaded = load_set(choice, config, progress, kind=kind)
         if loaded.bad and (not config.skip_bad or not loaded.examples):
-            raise bad_rows_error(loaded)
+            raise bad_rows_error(loaded.dataset, loaded.bad, len(loaded.examples) + len(loaded.bad))
         notes.append(f"{choice}: {len(loaded.examples)} rows, {loaded.format} ({loaded.reason})")
         notes += loaded.dataset.notes
         notes += [f"left out: {error.message}" for error in loaded.bad]
@@ -122,14 +91,25 @@ def _read(
     return sets
 
 
-def bad_rows_error(loaded: Loaded) -> DataError:
-    """One message for all the bad rows of a set: the first few in full and how many there are."""
-    shown = "\n".join(f"  {e.message}" for e in loaded.bad[:3])
-    more = f"\n  … and {len(loaded.bad) - 3} more" if len(loaded.bad) > 3 else ""
-    total = len(loaded.bad) + len(loaded.examples)
+def examples_of(opened: OpenSet, kind: str | None) -> Iterator[Example | DataError]:
+    """The examples of a set as ``kind``; the error in place of each that cannot be read, or cannot be one."""
+    for value in opened.examples():
+        if kind is None or isinstance(value, DataError):
+            yield value
+            continue
+        try:
+            yield adapt(value, kind)
+        except DataError as error:
+            yield error
+
+
+def bad_rows_error(opened: OpenSet, bad: Sequence[DataError], total: int) -> DataError:
+    """One message for all the bad rows of a set of ``total``: the first few in full and how many there are."""
+    shown = "\n".join(f"  {e.message}" for e in bad[:3])
+    more = f"\n  … and {len(bad) - 3} more" if len(bad) > 3 else ""
     return DataError(
-        f"{loaded.dataset.place}: {len(loaded.bad)} of {total} rows cannot be read as {loaded.format}:\n{shown}{more}",
-        hint="; ".join(dict.fromkeys(e.hint for e in loaded.bad[:3] if e.hint))
-        + ("; " if any(e.hint for e in loaded.bad[:3]) else "")
+        f"{opened.place}: {len(bad)} of {total} rows cannot be read as {opened.format}:\n{shown}{more}",
+        hint="; ".join(dict.fromkeys(e.hint for e in bad[:3] if e.hint))
+        + ("; " if any(e.hint for e in bad[:3]) else "")
         + "mend them, or leave them out with data.skip_bad=true; `tunesmith data check` lists all",
     )

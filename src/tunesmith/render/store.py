@@ -24,6 +24,7 @@ VERSION = 1
 """Of the files' form; another one is another store."""
 MANIFEST = "manifest.json"
 _ORIGIN = "origin"
+_IDENTITY = "identity"
 
 
 class DamagedStoreError(Exception):
@@ -45,7 +46,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Failure:
-    """A row that could not be encoded: its place in the data (0, 1, …) and its error."""
+    """A row without an item: its number among the readable rows of the data (0, 1, …; -1 when it could not even be read) and
+    its error."""
 
     row: int
     error: UserError
@@ -64,10 +66,13 @@ class StoreWriter:
         for name in self._places:
             self._write(f"{name}.bounds", np.zeros(1, np.int64))
 
-    def add(self, items: Sequence[Any]) -> None:
-        """Append items of the stage."""
+    def add(self, items: Sequence[Any], rows: Sequence[int] = (), identities: Sequence[bytes] = ()) -> None:
+        """Append items of the stage. ``rows``: their numbers among the readable rows of the data (by default, counted on);
+        ``identities``: 16 bytes each, equal for equal rows (by default, empty ones)."""
         if not items:
             return
+        self._write("row", np.array(rows or range(self._rows, self._rows + len(items)), np.int64))
+        self._write(_IDENTITY, np.frombuffer(b"".join(identities) or bytes(16 * len(items)), "V16"))
         self._rows += len(items)
         for name, dtype in self.layout.arrays.items():
             self._ragged(name, [np.asarray(getattr(item, name), dtype=dtype) for item in items], dtype)
@@ -83,7 +88,7 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Flush everything to the disk; the manifest comes last, so that a store with one is whole."""
-        for name in ("length", "weight", *self.layout.arrays, _ORIGIN, *self.layout.numbers):
+        for name in ("length", "weight", "row", _IDENTITY, *self.layout.arrays, _ORIGIN, *self.layout.numbers):
             self._write(name, np.zeros(0, np.uint8))  # a store without rows has all its files too
         files = {}
         for name, file in self._files.items():
@@ -135,13 +140,15 @@ class Store(Sequence[Any]):
             raise DamagedStoreError(f"{type(error).__name__}: {error}") from error
         self.lengths: np.ndarray = self._arrays["length"]
         self.weights: np.ndarray = self._arrays["weight"]
+        self.rows: np.ndarray = self._arrays["row"]
+        self.identities: np.ndarray = self._arrays[_IDENTITY]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the content of the items, without their origins: equal for equal rows, wherever they came from."""
+        """SHA-256 over the content of the items, without their origins: equal for equal items, wherever they came from."""
         whole = hashlib.sha256()
         for name in sorted(self._files):
-            if not name.startswith(_ORIGIN):
+            if not name.startswith((_ORIGIN, _IDENTITY)) and name != "row":
                 whole.update(f"{name} {self._files[name]['sha256']}\n".encode())
         return whole.hexdigest()
 
@@ -173,7 +180,8 @@ class Store(Sequence[Any]):
     def _dtypes(self) -> dict[str, str]:
         ragged = {**self.layout.arrays, _ORIGIN: "uint8"}
         places = {f"{name}.bounds": "int64" for name in ragged}
-        return ragged | places | dict.fromkeys(self.layout.numbers, "int64") | {"length": "int64", "weight": "float64"}
+        own = {"length": "int64", "weight": "float64", "row": "int64", _IDENTITY: "V16"}
+        return ragged | places | dict.fromkeys(self.layout.numbers, "int64") | own
 
     def _map(self, name: str, dtype: str) -> np.ndarray:
         path, expected = self.folder / name, self._files[name]

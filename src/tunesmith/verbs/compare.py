@@ -39,15 +39,15 @@ def run_comparison(
     run = _first_run(models)
     rows: list[Chat] = []
     if data is not None:
-        loaded = load_set(data, DataConfig(train=(data,)), progress)
+        loaded = load_set(data, DataConfig(train=(data,)), progress, kind="chat")
         if loaded.bad:
-            raise bad_rows_error(loaded)
+            raise bad_rows_error(loaded.dataset, loaded.bad, len(loaded.bad) + len(loaded.examples))
         rows = _chats(loaded.examples)
     elif not prompts and prompts_file is None:
         if run is None:
             raise UserError("nothing to ask", hint='give prompts with -p "…", --prompts FILE or --data SET')
         config = config_of_run(run)
-        rows = _chats(load(config.data, config.train.seed, progress).eval)
+        rows = _chats(load(config.data, config.train.seed, progress, kind="chat").eval)
         if not rows:
             raise UserError(
                 f"run {run.id} held no rows out", hint='give prompts with -p "…", --prompts FILE or --data SET'

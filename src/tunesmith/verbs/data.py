@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
 from tunesmith.data.doctor.histogram import bins, plot
 from tunesmith.data.load import OpenSet, open_set
 from tunesmith.data.mix import order
+from tunesmith.data.split import held_out_count, held_out_numbers
 from tunesmith.train.order import total_steps
 from tunesmith.verbs.run_config import TrainRun, load_config
 
@@ -122,25 +122,14 @@ def _tokens(run: TrainRun, full: bool, progress: Progress) -> tuple[TokenPass, f
 
 
 def held_out(rows: int, data: DataConfig, seed: int) -> frozenset[int]:
-    """The rows that ``data.load.load`` holds out when there is no evaluation set (of rows that can all be read)."""
-    if data.eval or data.eval_share <= 0 or rows < 2:
-        return frozenset()
-    order = list(range(rows))
-    random.Random(seed).shuffle(order)
-    return frozenset(order[: held_out_count(rows, data)])
-
-
-def held_out_count(rows: int, data: DataConfig) -> int:
-    """How many rows are held out."""
-    if data.eval or data.eval_share <= 0:
-        return 0
-    return max(0, min(max(1, round(rows * data.eval_share)), rows - 1))
+    """The rows that training holds out when there is no evaluation set (of rows that can all be read)."""
+    return frozenset() if data.eval else held_out_numbers(rows, data.eval_share, seed)
 
 
 def steps_line(checked: Checked) -> str:
     """How many optimizer steps the config makes of the rows, and whether that is enough to see something."""
     run, rows = checked.config, checked.found.shapes["train"].rows
-    held = held_out_count(rows, run.data)
+    held = 0 if run.data.eval else held_out_count(rows, run.data.eval_share)
     rows = _rows_per_epoch(checked, rows, held)
     if rows <= 0:
         return "no row is left to train on"
@@ -152,7 +141,7 @@ def steps_line(checked: Checked) -> str:
         else f"{rows:,} rows × {loop.epochs:g} epochs / {loop.batch}"
     )
     few = ": probably too few to see a change" if steps < FEW_STEPS else ""
-    return f"{how} = {steps:,} steps{few}" + (f" ({held:,} rows held out)" if held else "")
+    return f"{how} = {steps:,} steps{few}" + (f" ({held:,} row{'' if held == 1 else 's'} held out)" if held else "")
 
 
 def _rows_per_epoch(checked: Checked, rows: int, held: int) -> int:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.config.errors import TrainingError, UserError
+from tunesmith.config.errors import DataError, TrainingError, UserError
 from tunesmith.config.files import write_json
 from tunesmith.config.load import dump
 from tunesmith.config.progress import Progress
+from tunesmith.data.identity import identity
+from tunesmith.data.load import OpenSet, bad_rows_error, examples_of, open_set
+from tunesmith.data.split import plan
 from tunesmith.render.cache import cached
-from tunesmith.render.identity import identity_of_examples, identity_of_renderer
+from tunesmith.render.identity import identity_of_renderer
+from tunesmith.render.selection import Selection
 from tunesmith.render.store import Store, StoreWriter
 from tunesmith.render.workers import BATCH, batched, in_order
 from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs.read_data import counted
 
 if TYPE_CHECKING:
     from tunesmith.data.example import Example
@@ -27,63 +32,124 @@ if TYPE_CHECKING:
     from tunesmith.verbs.run_config import TrainRun
 
 
+LISTED = 20
+"""So many rows that are left out are named in the log; all of them are counted."""
+COUNTED = {
+    "dropped_thinking": "the chat template does not show the thinking of some answers; it is not learned",
+    "dropped_words": "the chat template does not show the words beside a tool call; they are not learned",
+    "unended": "the chat template writes no end of turn after an answer, so none is learned there",
+    "unlike_serving": "an answer is learned after another prompt than the one it will be asked for with (earlier thinking, or an "
+    "opening of thinking that it does not have)",
+    "ignored_tools": "the chat template does not show the definitions of tools",
+}
+"""What ``Rendered`` counts, in words."""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows, read from the cache as they are needed."""
+    """Encoded rows, read from the cache as they are needed, and those that are left out."""
 
-    train: Store
-    eval: Store
+    train: Selection
+    eval: Selection
+    failures: tuple[UserError, ...] = ()
 
 
-def encode(config: TrainRun, stage: Stage, renderer: Renderer, progress: Progress) -> Rows:
-    """Load and encode the data of a run; what cannot be encoded is an error, or counted and named with ``skip_bad``."""
-    from tunesmith.data.load import load
+def encode(config: TrainRun, stage: Stage, kind: str, renderer: Renderer, progress: Progress) -> Rows:
+    """Encode the data of a run as examples of ``kind``, set by set; what was encoded before comes from the cache.
 
-    split = load(config.data, config.train.seed, progress)
-    for note in split.notes:
-        progress.say(note)
-    how = {"stage": dump(config.stage), "renderer": identity_of_renderer(renderer)}
-    progress.start("encoding", len(split.train) + len(split.eval), "rows")
-    train, eval = (
-        encode_rows(
-            stage,
-            part,
-            how | {"data": identity_of_examples(part)},
-            progress,
-            count=len(part),
-            skip_bad=config.data.skip_bad,
-        )
-        for part in (split.train, split.eval)
+    What cannot be read or encoded is an error, or counted and named with ``skip_bad``. Which rows are learned and which held
+    out is decided by ``data.split.plan``, as for everybody who reads the data.
+    """
+    data = config.data
+    how = {"stage": dump(config.stage), "kind": kind, "renderer": identity_of_renderer(renderer)}
+    opened = [[open_set(choice, data, progress) for choice in choices] for choices in (data.train, data.eval)]
+    counts = [counted(one, kind) for sets in opened for one in sets]
+    progress.start("encoding", sum(c.rows for c in counts if c) if all(counts) else None, "rows")
+    train, held = ([_encode_set(stage, one, config, how, progress) for one in sets] for sets in opened)
+    planned = plan(
+        [_identities(store) for store in train], [_identities(store) for store in held], data, config.train.seed
     )
-    rows = Rows(train, eval)
-    if not len(train) or not np.sum(train.weights):
+    failures = [failure.error for store in (*train, *held) for failure in store.failures]
+    rows = Rows(
+        Selection(train, _items(train, planned.train)),
+        Selection(held if data.eval else train, _items(held if data.eval else train, planned.eval)),
+        tuple(failures),
+    )
+    if not len(rows.train) or not np.sum(rows.train.weights):
         raise TrainingError(
             "there is nothing to learn: no row has a learned token", hint="look at the rows with `tunesmith data check`"
         )
-    _report(rows, config.data.max_length, progress)
+    _report(rows, data.max_length, progress)
+    for note in planned.notes:
+        progress.say(note)
     return rows
+
+
+def _encode_set(stage: Stage, opened: OpenSet, config: TrainRun, how: Mapping[str, Any], progress: Progress) -> Store:
+    key = {**how, "data": opened.fingerprint(), "place": opened.place}  # origins are told in messages
+
+    def refuse(bad: Sequence[DataError], readable: int) -> DataError:
+        return bad_rows_error(opened, bad, len(bad) + readable)
+
+    known = counted(opened, how["kind"])
+    store = encode_rows(
+        stage, examples_of(opened, how["kind"]), key, progress, count=known.rows if known else None,
+        skip_bad=config.data.skip_bad, refuse=refuse,
+    )  # fmt: skip
+    progress.say(f"{opened.name}: {len(store)} rows, {opened.format} ({opened.reason})")
+    for note in opened.notes:
+        progress.say(note)
+    return store
+
+
+def _identities(store: Store) -> list[bytes]:
+    """One identity for every readable row of the data; a row that could not be encoded is like no other."""
+    known = dict(zip(store.rows.tolist(), store.identities.tolist()))
+    total = len(store) + sum(failure.row >= 0 for failure in store.failures)
+    return [known.get(row, b"row %d of no item" % row) for row in range(total)]
+
+
+def _items(stores: Sequence[Store], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places of readable rows -> places of items; rows that could not be encoded fall out."""
+    at = [{row: item for item, row in enumerate(store.rows.tolist())} for store in stores]
+    return [(i, at[i][row]) for i, row in places if row in at[i]]
+
+
+def _refuse(bad: Sequence[DataError], readable: int) -> DataError:
+    return bad[0]
 
 
 def encode_rows(
     stage: Stage,
-    examples: Iterable[Example],
+    examples: Iterable[Example | DataError],
     key: Mapping[str, Any],
     progress: Progress,
     *,
     count: int | None = None,
     skip_bad: bool = False,
+    refuse: Callable[[Sequence[DataError], int], DataError] = _refuse,
 ) -> Store:
     """The items of ``examples``, out of the cache where it has them; ``examples`` are then not read at all.
 
     ``key``: JSON values that decide the items together: what the data, the stage and the renderer are. ``count``: how many
-    examples there are, if known. Raises the error of the first row that cannot be encoded, unless ``skip_bad``: then they
-    are among the ``failures`` of the store, as are rows of which no token is learned.
+    examples there are, if known. Raises the error of the first row that cannot be encoded, and ``refuse(errors, readable
+    rows)`` when some cannot be read, unless ``skip_bad``: then they are among the ``failures`` of the store, as are rows of
+    which no token is learned.
     """
 
     def make(writer: StoreWriter) -> None:
+        bad: list[DataError] = []
         row = 0
-        for batch, results in in_order(stage.encode_many, batched(examples, BATCH), rows=count):
-            items = []
+
+        def readable() -> Iterator[Example]:
+            for value in examples:
+                if isinstance(value, DataError):
+                    bad.append(value)
+                else:
+                    yield value
+
+        for batch, results in in_order(stage.encode_many, batched(readable(), BATCH), rows=count):
+            items, numbers, identities = [], [], []
             for example, result in zip(batch, results):
                 if isinstance(result, UserError):
                     if not skip_bad:
@@ -93,9 +159,15 @@ def encode_rows(
                     writer.fail(row, UserError(f"{example.origin}: no token of it is learned"))
                 else:
                     items.append(result)
+                    numbers.append(row)
+                    identities.append(identity(example))
                 row += 1
-            writer.add(items)
+            writer.add(items, numbers, identities)
             progress.advance(len(batch))
+        if bad and (not skip_bad or row == 0):
+            raise refuse(bad, row)
+        for error in bad:
+            writer.fail(-1, error)
 
     store, warm = cached({**key, "skip_bad": skip_bad}, stage.layout, make, progress)
     if warm:
@@ -118,9 +190,14 @@ def _report(rows: Rows, max_length: int, progress: Progress) -> None:
             f"warning: the first token of {straddling} answers also holds the end of the prompt before it, and is not learned "
             "(answers that begin with white space, or a chat template that ends its prompt with some)"
         )
-    for part in (rows.train, rows.eval):
-        for failure in part.failures:
-            progress.say(f"left out: {failure.error.message}")
+    for error in rows.failures[:LISTED]:
+        progress.say(f"left out: {error.message}")
+    if len(rows.failures) > LISTED:
+        progress.say(f"left out: {len(rows.failures) - LISTED} more; `tunesmith data check` names all")
+    for name, words in COUNTED.items():
+        count = int(np.count_nonzero(rows.train.number(name)))
+        if count:
+            progress.say(f"{count} rows: {words}")
 
 
 def pin_rows(run: RunFolder, rows: Rows) -> None:
@@ -144,14 +221,9 @@ def pin_rows(run: RunFolder, rows: Rows) -> None:
     write_json(place, pinned | {"probes": probes})
 
 
-def _digest_of_tuples(parts: Sequence[Store]) -> str:
+def _digest_of_tuples(parts: Sequence[Selection]) -> str:
     """The hash that runs made before there were stores have in their ``rows.json``."""
     digest = hashlib.sha256()
-    for item in _items(parts):
+    for item in (item for part in parts for item in part):
         digest.update(repr((tuple(item.ids.tolist()), tuple(item.mask.astype(int).tolist()))).encode())
     return digest.hexdigest()
-
-
-def _items(parts: Sequence[Store]) -> Iterator[Any]:
-    for part in parts:
-        yield from part

@@ -18,6 +18,7 @@ from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.console import Logged
+from tunesmith.verbs.read_data import check_data
 from tunesmith.verbs.rows import encode, pin_rows
 from tunesmith.verbs.run_config import TrainRun, config_of_run
 
@@ -62,7 +63,6 @@ def check_parts(config: TrainRun, progress: Progress = SILENT) -> None:
 
     Raises UserError.
     """
-    from tunesmith.data.load import load
     from tunesmith.hub.reference import parse
     from tunesmith.hub.resolve import resolve_model
     from tunesmith.render.template import read_template
@@ -72,7 +72,7 @@ def check_parts(config: TrainRun, progress: Progress = SILENT) -> None:
     reference = parse(config.model.ref)
     if reference.kind not in ("hf", "ms", "hub", "demo"):
         resolve_model(reference)
-    load(config.data, config.train.seed, progress)
+    check_data(config, load_plugin(STAGES, config.stage.kind).EXAMPLES, progress)
 
 
 def execute(run: RunFolder, progress: Progress) -> RunFolder:
@@ -130,8 +130,9 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
         progress.say(
             "warning: the chat template puts no special token after an answer; the model may not learn to stop"
         )
-    stage = load_plugin(STAGES, config.stage.kind).build(config.stage, renderer)
-    rows = encode(config, stage, renderer, progress)
+    plugin = load_plugin(STAGES, config.stage.kind)
+    stage = plugin.build(config.stage, renderer)
+    rows = encode(config, stage, plugin.EXAMPLES, renderer, progress)
     pin_rows(run, rows)
     progress.start(f"opening {config.model.ref}")
     random.seed(config.train.seed)
