@@ -260,7 +260,7 @@ def test_show_as_read_and_as_tokens(tiny: Path, tmp_path: Path) -> None:
     run, _ = verb.settings([name], model=str(tiny))
     shown = data_show.show(run, SILENT, count=3, row=None, seed=None, tokens=True)
     text = "\n".join(line.plain for line in data_show.lines(shown, marks=True))
-    assert "⟦a1 ‹U+001B›[31m<|im_end|>⟧" in text and "in.jsonl:2" in text and "no answer to learn" in text
+    assert "⟦a1 ‹U+001B›[31m<|im_end|>⟧" in text and "in.jsonl:2" in text and "no turn" in text
     plain = data_show.show(run, SILENT, count=1, row=3, seed=None, tokens=False)
     text = "\n".join(line.plain for line in data_show.lines(plain, marks=True))
     assert "[turn 2 (assistant)] a3" in text and "--model" in text and "q1" not in text

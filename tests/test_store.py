@@ -237,10 +237,12 @@ def test_a_bad_row_stops_or_is_named(stage: sft.Sft) -> None:
 def test_what_changes_the_rows_changes_the_key(stage: sft.Sft) -> None:
     tokenizer = stage.batches.renderer.tokenizer
     own = Renderer(tokenizer, max_length=64)
+    thinking = str(own.template) + "{% if enable_thinking %}{% endif %}"
     others = [
         Renderer(tokenizer, max_length=65),
         Renderer(tokenizer, max_length=64, learn="last_answer"),
-        Renderer(tokenizer, max_length=64, template_args={"enable_thinking": False}),
+        Renderer(tokenizer, max_length=64, template=thinking),
+        Renderer(tokenizer, max_length=64, template=thinking, template_args={"enable_thinking": False}),
         Renderer(tokenizer, max_length=64, template=str(own.template) + " "),
     ]
     keys = [json.dumps(identity_of_renderer(r), sort_keys=True) for r in (own, *others)]
@@ -273,3 +275,35 @@ def test_an_error_keeps_its_class_or_becomes_a_plain_one(tmp_path: Path) -> None
     writer.fail(1, type("Own", (UserError,), {})("b"))
     writer.finish()
     assert [type(f.error) for f in Store(tmp_path, PAIRS).failures] == [DataError, UserError]
+
+
+def test_the_rows_of_a_run_are_those_that_everybody_reads(stage: sft.Sft, tmp_path: Path) -> None:
+    """Weights, mixing, rows held out, equal rows and rows that cannot be read or encoded: ``encode`` and ``load`` choose the
+    same rows in the same order, whatever comes from the cache."""
+    from tunesmith.data.load import load
+    from tunesmith.verbs.read_data import check_data
+    from tunesmith.verbs.rows import encode
+    from tunesmith.verbs.run_config import TrainRun
+
+    renderer = stage.batches.renderer
+    lines = [{"instruction": f"q{i % 17}", "output": f"a{i % 17}"} for i in range(40)]
+    bad, long = {"instruction": "q"}, {"instruction": "q", "output": "word " * 100}
+    for name, rows in (("a", [*lines, bad]), ("b", [long, *lines[:9]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [{"set": str(tmp_path / "a.jsonl"), "weight": 1.5}, str(tmp_path / "b.jsonl")]
+    mixed = {"train": sets, "mix": "interleave", "stop": "all_exhausted", "eval_share": 0.2, "skip_bad": True}
+    own = {"train": sets[1:], "eval": [str(tmp_path / "a.jsonl")], "skip_bad": True}
+    for data in (mixed, own):
+        config = TrainRun.model_validate({"model": "demo", "data": data})
+        split = load(config.data, config.train.seed)
+        expected = [[e.origin for e in part if len(e.answer()) < 100] for part in (split.train, split.eval)]  # type: ignore[union-attr]
+        for _ in "cold", "warm":
+            check_data(config, "chat", Silent())
+            rows = encode(config, stage, "chat", renderer, Silent())
+            assert [[item.origin for item in part] for part in (rows.train, rows.eval)] == expected
+            assert len(rows.failures) == 2 and rows.train.lengths.tolist() == [item.length for item in rows.train]
+    strict = TrainRun.model_validate({"model": "demo", "data": {"train": sets}})
+    with pytest.raises(DataError, match="1 of 41 rows cannot be read"):
+        check_data(strict, "chat", Silent())
+    with pytest.raises(DataError, match="learns from preference examples"):
+        check_data(TrainRun.model_validate({"model": "demo", "data": sets[1:]}), "preference", Silent())
