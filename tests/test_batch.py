@@ -273,6 +273,17 @@ def test_processes_pay_only_for_many_rows_of_python() -> None:
         assert workers._saved(few // 10, python=2e-3, cpu=2e-3, workers=cores) < workers.START_S
 
 
+def test_time_in_the_tokenizer_is_not_pythons() -> None:
+    def work(rows: list[int]) -> list[int]:
+        with workers.python_is_free():
+            return [sum(range(200_000)) for _ in rows]
+
+    meter, other = workers._Meter(work), workers._Meter(lambda rows: [sum(range(200_000)) for _ in rows])
+    for each in (meter, other):
+        each([1, 2, 3, 4])
+    assert meter.python < other.python / 4
+
+
 def test_a_senseless_number_of_workers_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_WORKERS", "many")
     with pytest.raises(UserError, match="TUNESMITH_WORKERS is 'many'"):

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.render.workers import python_is_free
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -70,11 +72,12 @@ def locate(tokenizer: Any, texts: Sequence[str], table: ByteTable | None) -> Tok
         nothing = np.zeros(0, np.int64)
         return Tokens(nothing.astype(np.uint32), np.zeros(1, np.int64), nothing, nothing, False)
     if table is not None and _plain_call(tokenizer):
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with python_is_free():
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [e.ids for e in encodings]
         flat = list(chain.from_iterable(rows))
         try:
-            whole = b"".join([table.table[i] for i in flat])
+            whole = b"".join(map(table.table.__getitem__, flat))
         except IndexError:
             whole = b""
         raw = [text.encode() for text in texts]
@@ -86,7 +89,10 @@ def locate(tokenizer: Any, texts: Sequence[str], table: ByteTable | None) -> Tok
             if np.array_equal(np.diff(row_end), [len(r) for r in raw]):
                 ends = ends - np.repeat(row_end[:-1], np.diff(bounds))
                 return Tokens(ids, bounds, ends - table.lengths[ids], ends, True)
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    with python_is_free():  # most of it
+        encoded = tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+        )
     rows, offsets = encoded["input_ids"], encoded["offset_mapping"]
     bounds = _bounds([len(r) for r in rows])
     ids = np.fromiter(chain.from_iterable(rows), dtype=np.uint32, count=int(bounds[-1]))

@@ -1,9 +1,10 @@
-"""A function over batches, in order: on two threads of this process, and on worker processes when they pay.
+"""A function over batches, in order: on threads of this process, and on worker processes when they pay.
 
-Two threads overlap Python (rendering) with the tokenizer's Rust, which uses all cores by itself. Processes help only where
-Python is what takes the time: with many cores, or with rows that must be rendered several times. Whether they pay is
-measured on the first batches: what they would save must be more than what they cost to start. The results and their order
-do not depend on it.
+While one thread renders (Python), another is in the tokenizer (Rust, which lets Python go on). Each encodes its own batch on one
+core: that is measurably quicker than spreading every batch over all cores while the others wait for the results. Processes help
+only where Python is what takes the time: with many cores, or with rows that must be rendered several times. Whether they
+pay is measured on the first batches: what they would save must be more than what they cost to start. The results and their
+order do not depend on it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -30,7 +32,10 @@ BATCH = 512
 """Rows per batch: enough for the tokenizer to spread over the cores, few enough to answer Ctrl-C at once."""
 START_S = 8.0
 """Seconds until a fresh process has imported transformers and opened a tokenizer (4 to 6.5 measured on 2 cores)."""
+MOST_THREADS = 4
+"""More find Python always taken: it needs about as long for a row as the tokenizer does."""
 MOST_WORKERS = 16
+_PARALLEL = "TOKENIZERS_PARALLELISM"
 WORKER_BYTES = 1e9
 """Memory that a worker is counted with."""
 
@@ -55,8 +60,9 @@ def in_order(
     source = iter(batches)
     if not workers:
         meter = _Meter(function)
-        with ThreadPoolExecutor(2) as threads:
-            for batch, result in _drained(threads, meter, source, 3):
+        count = min(_cores(), MOST_THREADS)
+        with _one_core_each(), ThreadPoolExecutor(count) as threads:
+            for batch, result in _drained(threads, meter, source, 2 * count + 1):
                 meter.done += len(batch)
                 yield batch, result
                 if workers is None and meter.processes_pay(rows):
@@ -76,6 +82,33 @@ def worker_count() -> int:
     return max(1, min(_cores(), MOST_WORKERS, int(psutil.virtual_memory().available / WORKER_BYTES)))
 
 
+@contextmanager
+def python_is_free() -> Iterator[None]:
+    """Around calls that let other threads have Python meanwhile (the tokenizer's): they are not counted as Python's time."""
+    before = time.thread_time()
+    try:
+        yield
+    finally:
+        _here.free = getattr(_here, "free", 0.0) + time.thread_time() - before
+
+
+_here = threading.local()
+
+
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    """The tokenizers library reads this variable at every call."""
+    before = os.environ.get(_PARALLEL)
+    os.environ[_PARALLEL] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PARALLEL]
+        else:
+            os.environ[_PARALLEL] = before
+
+
 class _Meter:
     """Calls the function and measures: seconds of Python (on its thread) and of all cores, per row."""
 
@@ -88,10 +121,11 @@ class _Meter:
         self._lock = threading.Lock()
 
     def __call__(self, batch: Any) -> Any:
-        before = time.thread_time()
+        before, free = time.thread_time(), getattr(_here, "free", 0.0)
         result = self.function(batch)
+        spent = time.thread_time() - before - (getattr(_here, "free", 0.0) - free)
         with self._lock:
-            self.python += time.thread_time() - before
+            self.python += spent
         return result
 
     def processes_pay(self, rows: int | None) -> bool:
@@ -155,7 +189,7 @@ def _begin(pickled: bytes) -> None:
     """In a worker: Ctrl-C is the parent's to answer; the worker ends with its parent; one core each."""
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ[_PARALLEL] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _function = pickle.loads(pickled)  # noqa: S301 - made by the parent
 

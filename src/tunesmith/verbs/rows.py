@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -138,6 +139,13 @@ def encode_rows(
     """
 
     def make(writer: StoreWriter) -> None:
+        gc.freeze()  # examples in memory are many objects: looking through them again and again takes a sixth of the time
+        try:
+            fill(writer)
+        finally:
+            gc.unfreeze()
+
+    def fill(writer: StoreWriter) -> None:
         bad: list[DataError] = []
         row = 0
 
