@@ -82,6 +82,14 @@ def locked_zip() -> bytes:
     return bytes(content)
 
 
+def spoiled_zip() -> bytes:
+    """A zip whose content is another than its checksum says."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("set.jsonl", lines(GOOD))
+    return buffer.getvalue().replace(b"Red.", b"Rot.")
+
+
 def bomb() -> bytes:
     """A gzip file that is a thousand times larger inside: one row of 200 MB."""
     buffer = io.BytesIO()
@@ -266,6 +274,7 @@ FILES = [
     Case(
         "zip-in-a-zip", {"set.zip": zipped(("in.zip", zipped(("set.jsonl", lines(GOOD)))))}, ("zip",), place="set.zip"
     ),
+    Case("zip-with-a-wrong-checksum", {"set.zip": spoiled_zip()}, ("damaged",), place="set.zip"),
     Case("not-a-zip", {"set.zip": b"PK\x03\x04 or so"}, ("zip",), place="set.zip"),
     Case("link-outside", link_outside, ("link",), place="a.jsonl"),
     Case("dangling-link", dangling_link, (), place="set.jsonl"),
@@ -308,6 +317,9 @@ ROWS = [
     row("empty-question", alpaca(instruction="", input=" "), "empty"),
     row("text-history", alpaca(history="a"), "'history'"),
     row("odd-history", alpaca(history=[["a"]]), "'history'", "pair"),
+    row("a-number-of-5000-digits", b'{"instruction": "a", "output": "b", "n": ' + b"9" * 5000 + b"}", "5,000 digits"),
+    row("half-a-character-in-inner-json", {**TALK, "tools": '[{"name": "f\\ud800"}]'}, "half a character", good=TALK),
+    row("a-key-twice-in-inner-json", {**TALK, "tools": '[{"name": "f", "name": "g"}]'}, "'name'", "twice", good=TALK),
     row("null-row", b"null", "object"),
     row("list-row", b"[1, 2]", "object"),
     row("duplicate-keys", b'{"instruction": "a", "output": "b", "output": "c"}', "'output'", "twice"),

@@ -112,7 +112,7 @@ def test_a_check_finds_its_row_and_passes_the_near_miss(check: str) -> None:
 
 
 def test_every_check_is_tested_and_says_what_it_mends() -> None:
-    tested = {*ROWS, "leaks"}
+    tested = {*ROWS, "leaks", "other_kind"}
     assert set(names(CHECKS)) == tested
     for name in tested:
         module = load(CHECKS, name)
@@ -315,3 +315,24 @@ def test_memory_grows_by_bytes_per_row_not_by_texts() -> None:
 
     small, large = peak(4_000), peak(24_000)
     assert (large - small) / 20_000 < 300
+
+
+def test_rows_for_another_stage_are_told(tmp_path: Path) -> None:
+    from tunesmith.data.config import DataConfig
+    from tunesmith.data.doctor.examine import Stage
+    from tunesmith.data.load import open_set
+
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"prompt": "q", "chosen": "a", "rejected": "b"}\n' * 2 + '{"prompt": "p", "chosen": "c", "rejected": "d"}\n'
+    )
+    opened = open_set(str(path), DataConfig(train=(str(path),)))
+    for named, severity in ((True, "error"), (False, "warning")):
+        found = examine([opened], stage=Stage("sft", "chat", named)).findings
+        (finding,) = found.of("other_kind")
+        assert (
+            finding.severity == severity
+            and "3 rows are preference examples" in finding.message
+            and "dpo" in finding.mend
+        )
+    assert "other_kind" not in examine([opened], stage=Stage("dpo", "preference", True)).findings.checks()

@@ -191,3 +191,51 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 30_000 and peak < 12 << 20, peak
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_lines_that_end_in_cr_alone(tmp_path: Path, name: str) -> None:
+    """As Excel for Mac and old Macs write them."""
+    content = {"a.jsonl": '{"text": "x"}\r{"text": "y"}\r', "a.csv": "text\rx\ry\r", "a.txt": "x\ry\r"}[name]
+    (tmp_path / name).write_bytes(content.encode())
+    opened = open_set(str(tmp_path / name), DataConfig(train=("x",)))
+    assert [row["text"] for _, row in opened.raw()] == ["x", "y"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_value_that_python_cannot_hold_is_a_bad_row(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    from pyarrow import feather, parquet
+
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(b"\x00\0\0\0\x01\0\0\0\x02\0\0\0"), pa.py_buffer(b"a\xff"))
+    day = pa.array([0, 2**31 - 2], pa.int32()).view(pa.date32())
+    table = pa.table({"text": text, "day": day, "when": pa.array([1, 2], pa.timestamp("s", "Mars/Olympus"))}).drop(
+        ["when"]
+    )
+    path = tmp_path / f"a.{kind}"
+    parquet.write_table(table, path) if kind == "parquet" else feather.write_feather(table, str(path), "uncompressed")
+    (_, good), (_, bad) = open_set(str(path), DataConfig(train=("x",))).raw()
+    assert good["text"] == "a" and isinstance(bad, DataError) and "row 2" in bad.message and "'text'" in bad.message
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, path) if kind == "parquet" else feather.write_feather(twice, str(path), "uncompressed")
+    with pytest.raises(DataError, match="'text' stands twice"):
+        open_set(str(path), DataConfig(train=("x",)))
+
+
+def test_a_file_written_again_at_once_has_another_fingerprint(tmp_path: Path) -> None:
+    """Same size, same time of change: as `cp -p`, rsync and quick editors leave it."""
+    path = tmp_path / "a.txt"
+    prints = set()
+    for text in "one", "two":
+        path.write_text(text)
+        os.utime(path, ns=(0, 0))
+        prints.add(open_set(str(path), DataConfig(train=("x",))).fingerprint())
+    assert len(prints) == 2
+
+
+def test_names_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m.jsonl"
+    path.write_text("{")
+    with pytest.raises(DataError) as error:
+        open_set(str(path), DataConfig(train=("x",)))
+    assert "\x1b" not in str(error.value) and "\\x1b[31m" in error.value.message

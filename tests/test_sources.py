@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -269,3 +271,32 @@ def test_the_order_of_the_hubs_decides_between_two_urls(tmp_path: Path, monkeypa
     monkeypatch.setenv("TUNESMITH_HUBS", "ms,hf")
     entry = lookup("alpaca_en", str(tmp_path))
     assert entry is not None and [r.hub for r in entry.repositories] == ["ms", "hf"]
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    """A verdict beside messages would be lost, and the bad answers learned."""
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "label": False, "id": 7}
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    (note,) = open_set(str(path), DataConfig(train=(str(path),))).notes
+    assert "columns that are not read: 'label', 'id'" in note and "{\"kto_tag\": 'label'}" in note
+    mapped = SetConfig.model_validate({"set": str(path), "columns": {"kto_tag": "label"}})
+    opened = open_set(mapped, DataConfig(train=(mapped,)))
+    assert "not read: 'id'" in opened.notes[0] and "kto_tag" not in opened.notes[0]
+    assert not next(iter(opened.examples())).good  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x.jsonl", "x" * 400 + ".jsonl", "a\0b.jsonl"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(DataError, match=r"no file|no data set"):
+        open_set(name, DataConfig(train=(name,)))
+
+
+def test_two_entries_of_one_name_in_a_zip_are_both_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, warnings.catch_warnings(action="ignore"):
+        for answer in "first", "second":
+            archive.writestr("a.jsonl", json.dumps({"instruction": "q", "output": answer}) + "\n")
+    opened = open_set(str(tmp_path / "a.zip"), DataConfig(train=("x",)))
+    assert [e.answer() for e in opened.examples()] == ["first", "second"]  # type: ignore[union-attr]

@@ -303,7 +303,7 @@ def test_the_rows_of_a_run_are_those_that_everybody_reads(stage: sft.Sft, tmp_pa
             assert [[item.origin for item in part] for part in (rows.train, rows.eval)] == expected
             assert len(rows.failures) == 2 and rows.train.lengths.tolist() == [item.length for item in rows.train]
     strict = TrainRun.model_validate({"model": "demo", "data": {"train": sets}})
-    with pytest.raises(DataError, match="1 of 41 rows cannot be read"):
+    with pytest.raises(DataError, match="1 of 41 rows cannot be used"):
         check_data(strict, "chat", Silent())
     with pytest.raises(DataError, match="learns from preference examples"):
         check_data(TrainRun.model_validate({"model": "demo", "data": sets[1:]}), "preference", Silent())

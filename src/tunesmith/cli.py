@@ -366,7 +366,10 @@ def data_check(
 
     named, overrides = _sets_and_settings(sets or ())
     run, reference = verb.settings(named, overrides, config, model)
-    checked = verb.check(run, _progress(), tokens=reference is not None, full=full, fix=fix, picture=plot)
+    stage_named = config is not None or any(o.startswith("stage") for o in overrides)
+    checked = verb.check(
+        run, _progress(), tokens=reference is not None, full=full, fix=fix, picture=plot, stage_named=stage_named
+    )
     if as_json:
         for piece in verb.as_json(checked):
             typer.echo(piece, nl=False)

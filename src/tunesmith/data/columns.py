@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.config.errors import DataError
+from tunesmith.data.strict_json import Flaw, decode
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,16 @@ def text_of(row: Mapping[str, Any], column: str, origin: str, *, optional: bool 
     raise not_text(value, f"{origin}: {column!r}")
 
 
-def list_of(value: Any) -> Any:
+def list_of(value: Any, place: str) -> Any:
     """A list, also when it is written as JSON text (as CSV files have it); any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return json.loads(value)
+            read = decode(value)
         except (ValueError, RecursionError):
             return value
+        if isinstance(read, Flaw):
+            raise DataError(f"{place}: {read}: {value.strip()[:60]!r}", hint=read.mend)
+        return read
     return value
 
 

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import zipfile
 import zlib
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ FREE_BYTES = 64 << 20
 """So much may come out of any archive, however small it is."""
 RATIO = 300
 """Beyond FREE_BYTES, at most so many times the packed size may come out (text packs 3 to 30 times)."""
-DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, ValueError)
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, zipfile.BadZipFile, NotImplementedError)
 
 
 def packing(head: bytes) -> str | None:

@@ -20,7 +20,7 @@ def turn_column(row: Mapping[str, Any], key: str, home: str) -> str | None:
     """The column of ``row`` whose turns have the key ``key`` (``from`` or ``role``); a list that does not tell counts for
     its usual column ``home``."""
     for column in COLUMNS:
-        turns = list_of(row.get(column))
+        turns = list_of(row.get(column), repr(column))
         if not isinstance(turns, list):
             continue
         turn = next((t for t in turns if isinstance(t, dict)), {})
@@ -38,7 +38,7 @@ def convert_turns(
         raise misfit(
             row, origin, fields, name, f"the column {fields.column('messages', home)!r} with the turns is missing"
         )
-    listed = list_of(row[column])
+    listed = list_of(row[column], f"{origin}: {column!r}")
     if not isinstance(listed, list):
         raise misfit(row, origin, fields, name, f"{column!r} should be a list of turns, found {found(row[column])}")
     turns = read_turns(listed, f"{origin}: {column!r}" if column != home else origin, fields)

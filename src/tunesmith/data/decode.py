@@ -70,7 +70,25 @@ def _utf8(file: BinaryIO, name: str) -> BinaryIO:
     source = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, CHUNK)  # type: ignore[type-var]
     length, encoding = marked(source.peek(4)[:4])
     source.read(length)
-    return source if encoding == "utf-8" else io.BufferedReader(_Recoded(source, encoding, name), CHUNK)
+    if encoding != "utf-8":
+        source = io.BufferedReader(_Recoded(source, encoding, name), CHUNK)
+    head = source.peek(CHUNK)
+    return io.BufferedReader(_Unix(source), CHUNK) if b"\r" in head and b"\n" not in head else source
+
+
+class _Unix(io.RawIOBase):
+    """A file whose lines end in CR alone (old Macs, Excel's "CSV (Macintosh)"), read with LF."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._source.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class _Recoded(io.RawIOBase):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunesmith.config.errors import DataError
-from tunesmith.data.part import Part, file_part, unzipped
+from tunesmith.data.part import Part, file_part, local, unzipped
 from tunesmith.data.rows import JSON_KINDS, kinds
 
 ABOUT = re.compile(
@@ -59,7 +59,7 @@ def folder_parts(folder: Path, split: str | None, note: Callable[[str], None]) -
 
 def pattern_parts(pattern: str, note: Callable[[str], None]) -> list[Part]:
     """Every file that ``pattern`` fits (``*``, ``?``, ``[abc]``, ``**``), sorted. Raises DataError as above."""
-    found = sorted(Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+    found = sorted(Path(name) for name in glob.glob(str(local(pattern)), recursive=True))  # noqa: PTH207
     files = [path for path in found if path.is_file()]
     if not files:
         raise DataError(

@@ -108,8 +108,9 @@ def bad_rows_error(opened: OpenSet, bad: Sequence[DataError], total: int) -> Dat
     shown = "\n".join(f"  {e.message}" for e in bad[:3])
     more = f"\n  … and {len(bad) - 3} more" if len(bad) > 3 else ""
     return DataError(
-        f"{opened.place}: {len(bad)} of {total} rows cannot be read as {opened.format}:\n{shown}{more}",
+        f"{opened.place}: {len(bad)} of {total} rows cannot be used (format {opened.format}):\n{shown}{more}",
         hint="; ".join(dict.fromkeys(e.hint for e in bad[:3] if e.hint))
         + ("; " if any(e.hint for e in bad[:3]) else "")
-        + "mend them, or leave them out with data.skip_bad=true; `tunesmith data check` lists all",
+        + ("mend them, or leave them out with data.skip_bad=true" if len(bad) < total else "none is left to learn from")
+        + "; `tunesmith data check` lists all",
     )

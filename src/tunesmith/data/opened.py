@@ -23,9 +23,12 @@ from tunesmith.data.files.base import Options, Rows
 from tunesmith.data.registry import Entry, check_names, lookup
 from tunesmith.data.rows import Note, first_rows, read_part
 from tunesmith.data.sources import Source, exists, locate, unknown
+from tunesmith.data.unread import said, unread_columns
 
 HEAD = 200
 """So many rows are read to tell the format and to check the columns."""
+WATCHED = 50
+"""So many rows are watched for columns that are not read."""
 SAMPLE_SEED = 0
 FINGERPRINT = 1
 """Raised when the same files give other examples than before."""
@@ -137,6 +140,9 @@ def open_set(choice: SetConfig | str, config: DataConfig, progress: Progress = S
     if not readable:
         raise head[0][1]
     format_name, reason = detect(readable, fields, named)
+    plugin = load_plugin(FORMATS, format_name)
+    if unread := unread_columns(readable[:WATCHED], plugin.convert, fields):
+        notes.append(said(source.place, unread, verdicts="kto_tag" in plugin.ROLES))
     if choice.sample is not None and source.remote:
         notes.append(f"{source.place}: is read over the net, so the first {choice.sample} rows are taken, not a sample")
     limits = [n for n in (choice.limit, config.limit) if n is not None]

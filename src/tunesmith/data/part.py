@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ class Part:
     digest: Callable[[], str]
     packed: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", printable(self.name))
+
     @property
     def suffix(self) -> str:
         """The suffix that tells the kind of file, that of the packing left out: ``.jsonl`` of ``a.jsonl.gz``."""
@@ -35,8 +39,34 @@ class Part:
         return PurePosixPath(path.stem).suffix if path.suffix in PACKED else path.suffix
 
     def head(self, size: int) -> bytes:
-        with self.open() as file:
-            return file.read(size)
+        try:
+            with self.open() as file:
+                return file.read(size)
+        except OSError as error:
+            raise DataError(
+                f"{self.name}: cannot be read ({error.strerror})", hint="is it an ordinary file?"
+            ) from error
+
+
+def printable(name: str) -> str:
+    """A file's name as it may stand in a message: what would steer a terminal is written as an escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def local(text: str) -> Path:
+    """A path as a person writes it; ``~`` of somebody who is not known here stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def file_part(path: Path, name: str | None = None) -> Part:
@@ -94,18 +124,27 @@ def _zip_entry(part: Part, entry: zipfile.ZipInfo, place: str) -> Part:
     def open_it() -> BinaryIO:
         try:
             archive = zipfile.ZipFile(part.open())
-            return bounded(archive.open(entry.filename), place, entry.compress_size)
+            return bounded(archive.open(entry), place, entry.compress_size)
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
             raise DataError(f"{place}: cannot be unpacked: {error}", hint="download it again") from error
 
-    return Part(place, open_it, entry.file_size, lambda: f"{part.digest()}/{entry.filename}", packed=True)
+    return Part(
+        place, open_it, entry.file_size, lambda: f"{part.digest()}/{entry.filename}/{entry.header_offset}", packed=True
+    )
+
+
+SETTLED_S = 3.0
+"""Seconds after which a change of a file shows in its times on every file system (FAT counts in twos)."""
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, remembered by path, size and time of change under ``home()/cache/hashes``."""
+    """SHA-256 of a file, remembered by path, size, inode and times of change under ``home()/cache/hashes``.
+
+    What was changed in the last seconds is not remembered: it could change again within one tick of the clock.
+    """
     status = path.stat()
     place = str(path.absolute())
-    mark = [place, status.st_size, status.st_mtime_ns]
+    mark = [place, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     kept = home() / "cache" / "hashes" / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
     try:
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -115,6 +154,8 @@ def sha256_of(path: Path) -> str:
         pass
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time() - max(status.st_mtime, status.st_ctime) < SETTLED_S:
+        return digest
     try:
         write_json(kept, {"mark": mark, "sha256": digest})
     except OSError:  # a home that cannot be written to only costs the time to hash again

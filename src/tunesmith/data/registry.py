@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.plugins import names, suggestion
+from tunesmith.data.part import is_there, local
 from tunesmith.hub.reference import hub_order
 from tunesmith.hub.repository import DataReference, parse_data
 
@@ -80,15 +81,15 @@ def check_names(columns: Mapping[str, str], tags: Mapping[str, str], where: str)
 
 def _books(registry: str | None) -> list[Path]:
     if registry is not None:
-        path = Path(registry).expanduser()
+        path = local(registry)
         path = path / "dataset_info.json" if path.is_dir() else path
         if not path.is_file():
             raise DataError(
                 f"{path}: no such file", hint="data.registry is the path of a dataset_info.json or its folder"
             )
         return [path, BUNDLED]
-    local = [Path("dataset_info.json"), Path("data/dataset_info.json")]
-    return [p for p in local if p.is_file()] + [BUNDLED]
+    here = [Path("dataset_info.json"), Path("data/dataset_info.json")]
+    return [p for p in here if p.is_file()] + [BUNDLED]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -170,8 +171,8 @@ def _path(texts: Mapping[str, str | None], book: Path, where: str) -> Path:
         )
     if texts["file_name"] is None:
         raise DataError(f"{where}: 'file_name' is missing", hint="or hf_hub_url, or ms_hub_url")
-    path = book.parent / Path(texts["file_name"]).expanduser()
-    if not path.exists():
+    path = book.parent / local(texts["file_name"])
+    if not is_there(path):
         raise DataError(f"{where}: {path} does not exist", hint=f"file_name is taken relative to {book.parent}")
     return path
 

@@ -11,7 +11,7 @@ from tunesmith.config.plugins import suggestion
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.data.config import SetConfig
 from tunesmith.data.folders import WILD, folder_parts, pattern_parts
-from tunesmith.data.part import Part, file_part, unzipped
+from tunesmith.data.part import Part, file_part, is_there, local, unzipped
 from tunesmith.data.registry import Entry, lookup, registered
 from tunesmith.data.rows import kinds
 from tunesmith.hub.data_sets import find_repository, local_files, remote_file
@@ -45,7 +45,7 @@ def locate(choice: SetConfig, entry: Entry | None, note: Note, progress: Progres
     if reference is not None:
         return _from_hub([reference], choice, note, progress)
     named = [key for key in HUB_ONLY if getattr(choice, key)]
-    path = entry.path if entry is not None and entry.path is not None else Path(choice.set).expanduser()
+    path = entry.path if entry is not None and entry.path is not None else local(choice.set)
     if named and not (path.is_dir() and set(named) <= {"subset", "folder"}):
         raise DataError(
             f"{choice.set}: {', '.join(named)} is for data sets on a hub, and this is a file or folder here",
@@ -67,7 +67,7 @@ def pinned(choice: SetConfig, registry: str | None) -> SetConfig:
     """The same choice with the path of a file, folder or pattern made absolute, so that it is found from anywhere."""
     if lookup(choice.set, registry) is not None or _form(choice.set)[1] is not None:
         return choice
-    return choice.model_copy(update={"set": str(Path(choice.set).expanduser().absolute())})
+    return choice.model_copy(update={"set": str(local(choice.set).absolute())})
 
 
 def unknown(name: str, registry: str | None) -> DataError:
@@ -94,8 +94,7 @@ def _form(name: str) -> tuple[str, DataReference | None]:
             return "hub", parse_data(name)
         except UserError as error:
             raise DataError(error.message, hint=error.hint) from error
-    path = Path(name).expanduser()
-    if path.exists():
+    if is_there(local(name)):
         return "path", None
     if WILD.search(name):
         return "pattern", None

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tunesmith.config.errors import DataError
+
 TOO_DEEP = "a row is an object of texts and short lists; look at what wrote this file"
+
+MOST_DIGITS = 400
 
 
 class Flaw(ValueError):
@@ -31,8 +35,14 @@ def _no_constant(word: str) -> Any:
     raise Flaw(f"{word} is no JSON value", "write null or a number")
 
 
-STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-LENIENT = json.JSONDecoder()
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:  # Python refuses to read more than 4,300, with an error that is no JSON error
+        raise Flaw(f"a whole number of {len(digits):,} digits", "shorten it, or write it as text")
+    return int(digits)
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer)
+LENIENT = json.JSONDecoder(parse_int=str)
 
 
 def decode_at(text: str, start: int) -> tuple[Any, int]:
@@ -56,6 +66,17 @@ def decode(text: str) -> Any:
     value, end = decode_at(text, start)
     if text[end:].strip(" \t\r\n"):
         raise json.JSONDecodeError("more after the end of the value", text, end)
+    return value
+
+
+def inner(text: str, place: str, hint: str) -> Any:
+    """JSON that is itself a text in a row. Raises DataError, which names ``place``, for what is wrong with it."""
+    try:
+        value = decode(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not valid JSON: {error}: {text.strip()[:60]!r}", hint=hint) from None
+    if isinstance(value, Flaw):
+        raise DataError(f"{place}: {value}: {text.strip()[:60]!r}", hint=value.mend)
     return value
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.config.errors import DataError
 from tunesmith.data.columns import found, not_text
+from tunesmith.data.strict_json import inner
 
 Call = dict[str, Any]
 CALL_HINT = 'expected {"name": "…", "arguments": {…}}, or a list of those'
@@ -18,13 +18,13 @@ def read_tools(value: Any, place: str) -> tuple[dict[str, Any], ...]:
     ``{"type": "function", "function": {…}}``. Null, empty text and an empty list are no tools. Raises DataError."""
     hint = 'expected a list such as [{"name": "weather", "description": "…", "parameters": {…}}]'
     if isinstance(value, str):
-        value = _json(value, place, hint) if value.strip() else None
+        value = inner(value, place, hint) if value.strip() else None
     if value is None:
         return ()
     tools: list[dict[str, Any]] = []
     for i, tool in enumerate(value if isinstance(value, list) else [value]):
         where = f"{place}, tool {i + 1}"
-        tool = _json(tool, where, hint) if isinstance(tool, str) else tool
+        tool = inner(tool, where, hint) if isinstance(tool, str) else tool
         if not isinstance(tool, dict):
             raise DataError(f"{where}: expected a description, found {found(tool)}", hint=hint)
         function = tool if tool.get("function") is None else tool["function"]
@@ -42,7 +42,7 @@ def read_tools(value: Any, place: str) -> tuple[dict[str, Any], ...]:
 def read_calls(value: Any, place: str) -> tuple[Call, ...]:
     """Tool calls: one or a list, or their JSON text; arguments as an object or its JSON text. Raises DataError."""
     if isinstance(value, str):
-        value = _json(value, place, CALL_HINT)
+        value = inner(value, place, CALL_HINT)
     calls = value if isinstance(value, list) else [value]
     if not calls:
         raise DataError(f"{place}: the list of tool calls is empty", hint=CALL_HINT)
@@ -61,7 +61,7 @@ def _call(value: Any, place: str) -> Call:
         call["id"] = number
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
-        arguments = _json(arguments, f"{place}, arguments", CALL_HINT) if arguments.strip() else None
+        arguments = inner(arguments, f"{place}, arguments", CALL_HINT) if arguments.strip() else None
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
@@ -82,10 +82,3 @@ def turn_calls(turn: Mapping[str, Any], place: str) -> tuple[Call, ...]:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _json(text: str, place: str, hint: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON: {error}: {text.strip()[:60]!r}", hint=hint) from None

@@ -13,9 +13,10 @@ from tunesmith.config.errors import RenderError
 from tunesmith.config.plugins import load, names
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.data.doctor.base import Finding, Row
+from tunesmith.render.batch import BatchRenderer
 from tunesmith.render.checks.base import Check, TokenContext
 from tunesmith.render.conversation import Renderer
-from tunesmith.render.sides import Side, all_sides, one_by_one
+from tunesmith.render.sides import Side, all_sides
 from tunesmith.render.stop import end_of_turn_token
 
 CHECKS = "tunesmith.render.checks"
@@ -38,7 +39,7 @@ class TokenPass:
         self.checks: dict[str, Check] = {name: load(CHECKS, name).Check(self.context) for name in names(CHECKS)}
         self.lengths, self.learned, self.tokens = array("I"), array("I"), array("I")
         self.rows = self.of = 0
-        self.render = one_by_one(renderer)
+        self.render = BatchRenderer(renderer).render
 
     def choose(self, rows: int, probe: Sequence[Row]) -> np.ndarray | None:
         """All rows when the measured rate allows it, else a sample drawn with the seed."""

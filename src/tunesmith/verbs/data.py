@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.plugins import load
+from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
 from tunesmith.data.doctor.base import SEVERITIES
-from tunesmith.data.doctor.examine import Examination, examine
+from tunesmith.data.doctor.examine import Examination, Stage, examine
 from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
 from tunesmith.data.doctor.histogram import bins, plot
 from tunesmith.data.load import OpenSet, open_set
@@ -73,11 +74,13 @@ def check(
     full: bool = False,
     fix: Path | None = None,
     picture: Path | None = None,
+    stage_named: bool = False,
 ) -> Checked:
     """Examine the data of a config; with ``tokens`` rendered as training would (``full``: every row, however long that takes).
 
     ``fix`` is where a cleaned copy is written, ``picture`` where the lengths are drawn (.png). Raises UserError for what
-    cannot be opened, and for a ``fix`` that is there already.
+    cannot be opened, and for a ``fix`` that is there already. ``stage_named``: a person chose the stage, so that rows of another
+    kind are an error.
     """
     data = run.data
     if fix is not None:
@@ -96,6 +99,7 @@ def check(
         special_tokens=special,
         held_out=lambda rows: held_out(rows, data, run.train.seed),
         tokens=look,
+        stage=Stage(run.stage.kind, load_plugin("tunesmith.stages", run.stage.kind).EXAMPLES, stage_named),
         progress=progress,
     )
     if picture is not None:
@@ -133,6 +137,8 @@ def steps_line(checked: Checked) -> str:
     rows = _rows_per_epoch(checked, rows, held)
     if rows <= 0:
         return "no row is left to train on"
+    if "other_kind" in checked.found.findings.checks():
+        return f"the stage {run.stage.kind} cannot learn from all of these rows: see below"
     loop = run.train
     steps = total_steps(rows, loop.batch, loop.epochs, loop.max_steps)
     how = (

@@ -79,12 +79,16 @@ class Context:
     """What checks may know of the whole. ``special_tokens``: those of the model, in their written form; None without a model.
 
     ``held_out(n)``: which of n training rows the config would hold out for evaluation (empty with an own evaluation set).
+    ``kind``: of the examples (``data.example.KINDS``) that ``stage`` learns from; ``stage_named``: whether a person chose it.
     """
 
     train: Fingerprints
     eval: Fingerprints
     special_tokens: frozenset[str] | None = None
     held_out: Callable[[int], frozenset[int]] | None = None
+    kind: str | None = None
+    stage: str = ""
+    stage_named: bool = False
 
 
 class Check:

@@ -65,6 +65,15 @@ class Examination:
     stopped: str = ""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """The stage that the data are meant for: its name, the kind of examples it learns from, and whether a person chose it."""
+
+    name: str
+    kind: str
+    named: bool
+
+
 def examine(
     train: Sequence[Source],
     held: Sequence[Source] = (),
@@ -72,6 +81,7 @@ def examine(
     special_tokens: frozenset[str] | None = None,
     held_out: Callable[[int], frozenset[int]] | None = None,
     tokens: TokenPass | None = None,
+    stage: Stage | None = None,
     progress: Progress = SILENT,
 ) -> Examination:
     """Every check over every row of the training sets ``train`` and the evaluation sets ``held``.
@@ -82,7 +92,8 @@ def examine(
     began = time.monotonic()
     prints: dict[Part, Fingerprints] = {"train": Fingerprints(), "eval": Fingerprints()}
     shapes: dict[Part, Shape] = {"train": Shape(), "eval": Shape()}
-    context = Context(prints["train"], prints["eval"], special_tokens, held_out)
+    kind, name, named = (stage.kind, stage.name, stage.named) if stage is not None else (None, "", False)
+    context = Context(prints["train"], prints["eval"], special_tokens, held_out, kind, name, named)
     checks = {name: load(CHECKS, name).Check(context) for name in names(CHECKS)}
     findings = Findings()
     probe: list[Row] = []

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from tunesmith.config.errors import DataError
+from tunesmith.data.files._columnar import BATCH, check_columns, numbered
 from tunesmith.data.files.base import Options, Rows
 
 SUFFIXES = (".parquet",)
 SEEKS = True
-BATCH = 256
 
 
 def rows(file: BinaryIO, name: str, options: Options) -> Rows:
@@ -17,15 +17,14 @@ def rows(file: BinaryIO, name: str, options: Options) -> Rows:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    number = 0
+    origin = ""
     try:
         with ParquetFile(file, pre_buffer=False) as table:
-            for batch in table.iter_batches(batch_size=BATCH):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{name}:row {number}", row
+            check_columns(table.schema_arrow.names, name)
+            for origin, row in numbered(table.iter_batches(batch_size=BATCH), name):
+                yield origin, row
     except (pyarrow.ArrowException, OSError) as error:
-        where = f" after row {number}" if number else ""
+        where = f" after {origin.rpartition(':')[2]}" if origin else ""
         raise DataError(
             f"{name}: not a whole Parquet file{where}: {str(error).splitlines()[0]}", hint="download or write it again"
         ) from error

@@ -80,7 +80,7 @@ def _question(row: Mapping[str, Any], origin: str, fields: FieldMap) -> str:
 
 def _history(row: Mapping[str, Any], origin: str, fields: FieldMap) -> Turns:
     column = fields.find(row, "history", "history")
-    history = None if column is None else list_of(row[column])
+    history = None if column is None else list_of(row[column], f"{origin}: {column!r}")
     if history is None or history == "":
         return Turns(())
     if not isinstance(history, list):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from tunesmith.data.assemble import BESIDE, chat_of
 from tunesmith.data.columns import FieldMap, found, not_text
 from tunesmith.data.detect import misfit
 from tunesmith.data.example import Prompt
+from tunesmith.data.strict_json import inner
 from tunesmith.data.turns import read_said
 
 PRECEDENCE = 80
@@ -55,7 +55,11 @@ def _verifier(row: Mapping[str, Any], origin: str, fields: FieldMap) -> dict[str
     column = fields.find(row, "verifier", "verifier")
     value = None if column is None else row[column]
     if isinstance(value, str):
-        value = {"kind": value} if not value.lstrip().startswith("{") else _json(value, f"{origin}: {column!r}")
+        value = (
+            {"kind": value}
+            if not value.lstrip().startswith("{")
+            else inner(value, f"{origin}: {column!r}", 'expected {"kind": "math", …}')
+        )
     if value is None:
         return None
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
@@ -64,12 +68,3 @@ def _verifier(row: Mapping[str, Any], origin: str, fields: FieldMap) -> dict[str
             hint='expected the name of a verifier, or {"kind": "math", …}',
         )
     return value
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{place}: not valid JSON: {error}: {text.strip()[:60]!r}", hint='expected {"kind": "math", …}'
-        ) from None
