@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pyarrow import feather, parquet
 
 from data_files import LINES, ROWS, config, put, questions, zipped, zstd
 from tunesmith.config.errors import DataError
-from tunesmith.data.config import SetConfig
+from tunesmith.data.config import DataConfig, SetConfig
 from tunesmith.data.files.base import Options
 from tunesmith.data.load import open_set
 from tunesmith.data.rows import read_rows

@@ -228,3 +228,18 @@ def test_the_token_after_which_a_model_goes_on_does_not_stop(tokenizer: Any) -> 
     if template is None:
         pytest.skip("trl is not installed")
     assert serving(renderer_of(tokenizer, template, eos="<|return|>")).stop_texts == ("<|return|>", "<|call|>")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe"])
+def test_words_that_a_template_cuts_away_are_no_silent_loss(tokenizer: Any, name: str) -> None:
+    """These templates take what stands before a ``</think>`` for thinking: of such an answer only the rest would be learned."""
+    template = trl_template(name)
+    if template is None:
+        pytest.skip("trl is not installed")
+    renderer = renderer_of(tokenizer, template)
+    for answer in "Write </think> at the end.", "a <think>b</think> c":
+        for more in (), ("ok?", "Yes."):
+            with pytest.raises(RenderError, match=r"leaves out some words of turn 2|where turn 2 stands"):
+                renderer.render(chat("How do I close it?", answer, *more))
+    empty = renderer.render(chat("Hi", "<think>\n\n</think>\n\nHello."))
+    assert learned_texts(empty)[0].lstrip().endswith(("Hello." + "<|im_end|>", "Hello." + "<|user|>"))

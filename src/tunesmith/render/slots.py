@@ -107,7 +107,7 @@ def align(text: str, literals: Sequence[str], marks: Sequence[Mark]) -> list[Slo
     for i, mark in enumerate(marks):
         following = literals[i + 1]
         last = i == len(marks) - 1
-        for words in _writings(mark.value):
+        for words in writings(mark.value):
             end = at + len(words)
             if text.startswith(words, at) and (text[end:] == following if last else text.startswith(following, end)):
                 slots.append(Slot(mark, at, end))
@@ -118,7 +118,8 @@ def align(text: str, literals: Sequence[str], marks: Sequence[Mark]) -> list[Slo
     return slots if at == len(text) else None
 
 
-def _writings(value: str) -> list[str]:
+def writings(value: str) -> list[str]:
+    """How a template may write a text: as it is, without white space at its ends, or as in JSON."""
     trimmed = [
         value,
         value.strip(),

@@ -12,6 +12,7 @@ What cannot be found exactly is an error, never a guess.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,8 +20,10 @@ from typing import Any, Protocol
 from tunesmith.config.errors import RenderError
 from tunesmith.render.endings import Endings
 from tunesmith.render.endings import TextRenderer as _TextRenderer
-from tunesmith.render.slots import Marked, Slot, Span, align
+from tunesmith.render.slots import Mark, Marked, Slot, Span, align, writings
 from tunesmith.render.traits import CALL_ID
+
+_EMPTY_BLOCK = re.compile(r"\A\s*<think>\s*</think>\s*")
 
 
 class TextRenderer(_TextRenderer, Protocol):
@@ -194,7 +197,19 @@ def _alone(
     head, tail = literals[0], literals[-1]
     if not marks or not text.startswith(head) or not text.endswith(tail) or len(text) - len(tail) < len(head):
         raise _lost(origin, i)
+    words = text[len(head) : len(text) - len(tail)]
+    if any(m.part != "thinking" and not any(w.strip() in words for w in writings(_said(m))) for m in marks):
+        raise RenderError(
+            f"{origin}: the chat template leaves out some words of turn {i + 1}",
+            hint="does the answer hold a tag that the template looks for, such as </think>? Move the thought to the beginning, or "
+            "write the tag in another way",
+        )
     return _Run(len(head), len(text) - len(tail), 0, len(text), frozenset(m.part for m in marks))
+
+
+def _said(mark: Mark) -> str:
+    """The words of a mark; an empty thinking block before them is none (templates take it away, or write their own)."""
+    return _EMPTY_BLOCK.sub("", mark.value) if mark.part == "content" else mark.value
 
 
 def _start(

@@ -87,7 +87,8 @@ def encode(config: TrainRun, stage: Stage, kind: str, renderer: Renderer, progre
 
 
 def _encode_set(stage: Stage, opened: OpenSet, config: TrainRun, how: Mapping[str, Any], progress: Progress) -> Store:
-    key = {**how, "data": opened.fingerprint(), "place": opened.place}  # origins are told in messages
+    names = [part.name for part in opened.source.parts]
+    key = {**how, "data": opened.fingerprint(), "place": opened.place, "names": names}  # origins are told in messages
 
     def refuse(bad: Sequence[DataError], readable: int) -> DataError:
         return bad_rows_error(opened, bad, len(bad) + readable)
