@@ -130,10 +130,10 @@ def test_equals_a_plain_transformers_and_peft_loop(tiny: Path, tmp_path: Path) -
     for step in range(1, steps + 1):
         batch = [rows[i] for i in rows_of_step(step, len(rows), CONFIG.batch, CONFIG.seed)]
         longest = max(r.length for r in batch)
-        ids = torch.tensor([[*r.ids, *[2] * (longest - r.length)] for r in batch])
+        ids = torch.tensor([[*r.ids.tolist(), *[2] * (longest - r.length)] for r in batch])
         attention = torch.tensor([[1] * r.length + [0] * (longest - r.length) for r in batch])
         labels = torch.tensor(
-            [[t if m else -100 for t, m in zip(r.ids, r.mask)] + [-100] * (longest - r.length) for r in batch]
+            [[t if m else -100 for t, m in zip(r.ids.tolist(), r.mask)] + [-100] * (longest - r.length) for r in batch]
         )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, CONFIG.lr, CONFIG.schedule, CONFIG.warmup)
