@@ -431,7 +431,7 @@ def main() -> None:
     for name, seconds in parts.items():
         print(f"  {name:16} {seconds / share * 1e6:7.1f} us a row")
     for name, values in ratios.items():
-        print(f"{name}: takes {min(values)} to {max(values)} times as long as encoding, masking and packing here")
+        print(f"{name}: {min(values)} to {max(values)} times the time of encoding, masking and packing here")
     figures = {
         "rows": len(chats), "tokens": tokens, "fill": fill, "seconds": times, "median_seconds": middle, "ratio_cold": ratios,
         "microseconds_per_row": {name: seconds / share * 1e6 for name, seconds in parts.items()},
