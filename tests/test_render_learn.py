@@ -242,4 +242,5 @@ def test_words_that_a_template_cuts_away_are_no_silent_loss(tokenizer: Any, name
             with pytest.raises(RenderError, match=r"leaves out some words of turn 2|where turn 2 stands"):
                 renderer.render(chat("How do I close it?", answer, *more))
     empty = renderer.render(chat("Hi", "<think>\n\n</think>\n\nHello."))
-    assert learned_texts(empty)[0].lstrip().endswith(("Hello." + "<|im_end|>", "Hello." + "<|user|>"))
+    end = "<|im_end|>" if name == "qwen3" else ""  # glm4moe ends no last answer, and that is counted
+    assert learned_texts(empty)[0].endswith("Hello." + end) and empty.unended == (not end)
