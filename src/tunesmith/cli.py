@@ -340,7 +340,10 @@ def runs_delete(
 def data_check(
     sets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SET… [key.sub=value]…", help="Registered names or files; settings as in `train`."),
+        typer.Argument(
+            metavar="SET… [key.sub=value]…",
+            help="Registered names, files, folders, patterns, hf:/ms:org/name, or '{set: …, columns: {…}}'; settings as in `train`.",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Count tokens with this model's tokenizer and template.")
@@ -350,18 +353,28 @@ def data_check(
     ] = None,
     fix: Annotated[
         Path | None,
-        typer.Option("--fix", metavar="OUT", help="Write a cleaned copy (.jsonl) and a list of what was dropped."),
+        typer.Option(
+            "--fix",
+            metavar="OUT",
+            help="Write a cleaned copy (.jsonl) and OUT.dropped.jsonl, the list of what was dropped or changed.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw how turns and tokens are spread.")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Render every row, however long that takes.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="With a model: render every row, however long that takes; else 20,000 drawn ones where all would take over a minute.",
+        ),
+    ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Show every finding, not the first few of each kind.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
-    """Read every row and say what is in it and what is wrong; exit code 2 when an error is found."""
+    """Read every row and say what is in it and what is wrong. Exit code 2 when an error is found, 0 with warnings."""
     from tunesmith.verbs import data as verb
 
     named, overrides = _sets_and_settings(sets or ())
@@ -405,7 +418,11 @@ def data_templates(
 @data_app.command("show")
 def data_show(
     sets: Annotated[
-        list[str] | None, typer.Argument(metavar="SET [key.sub=value]…", help="A registered name or a file.")
+        list[str] | None,
+        typer.Argument(
+            metavar="SET [key.sub=value]…",
+            help="A registered name, file, folder, pattern, hf:/ms:org/name, or '{set: …, columns: {…}}'.",
+        ),
     ] = None,
     count: Annotated[int, typer.Option("-n", min=1, max=1000, help="How many rows.")] = 3,
     model: Annotated[
@@ -440,8 +457,10 @@ def data_show(
 
 
 def _sets_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names of sets, and ``key=value`` settings; what is a file is a set, whatever its name."""
-    settings = [w for w in words if "=" in w and not Path(w).exists()]
+    """Sets (names, or ``{set: …, columns: …}``), and ``key=value`` settings; what is a file is a set, whatever its name."""
+    from tunesmith.data.part import is_there
+
+    settings = [w for w in words if "=" in w and not w.startswith("{") and not is_there(Path(w))]
     return [w for w in words if w not in settings], settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -54,9 +55,14 @@ def detect(rows: Sequence[tuple[str, Any]], fields: FieldMap, named: str | None 
     keys = [*map(str, row), "question", "answer"][:: max(len(row) - 1, 1)]  # the first and the last, for an example
     raise DataError(
         f"{origin}: cannot tell the format from the keys {names_in(row)}",
-        hint=f'tell what the columns are with `columns`, for example {{"prompt": {keys[0]!r}, "response": {keys[1]!r}}}; '
-        f"known without that:{expected}",
+        hint="tell what the columns are, in place of the set's name (in YAML under data.train, or on the command line): "
+        f"'{{set: {_short(origin)}, columns: {{prompt: {keys[0]}, response: {keys[1]}}}}}'; known without that:{expected}",
     )
+
+
+def _short(origin: str) -> str:
+    """The file of an origin as a person may write it."""
+    return re.sub(r":(row )?\d+$", "", origin)
 
 
 def misfit(row: Mapping[str, Any], origin: str, fields: FieldMap, named: str, problem: str) -> DataError:

@@ -27,6 +27,12 @@ OTHER = {
     b"\x80\x04": ("a Python pickle, which can run code when it is opened", "write it as Parquet or JSON Lines"),
     b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
     b"Rar!": ("a RAR archive", "unpack it"),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"),
+    b"<!DOCTYPE html": (
+        "a web page, not a data file",
+        "download the file itself (the raw file, not the page that shows it)",
+    ),
+    b"<html": ("a web page, not a data file", "download the file itself (the raw file, not the page that shows it)"),
 }
 Note = Callable[[str], None]
 
@@ -73,13 +79,13 @@ def _kind(part: Part, head: bytes, note: Note) -> str:
         raise DataError(
             f"{part.name}: the file is empty", hint="was it written to its end? it should hold at least one row"
         )
+    for mark, (what, mend) in OTHER.items():
+        if head.startswith((mark, mark.lower())):
+            raise DataError(f"{part.name}: is {what}", hint=mend)
     known = kinds()
     named = known.get(part.suffix)
     told = _told(head, named)
     if told is None and named is None:
-        for mark, (what, mend) in OTHER.items():
-            if head.startswith(mark):
-                raise DataError(f"{part.name}: is {what}, which is not read", hint=mend)
         raise DataError(
             f"{part.name}: the file type {part.suffix or 'without a suffix'} is not read",
             hint=f"supported: {', '.join(sorted(known))}, and these packed as .gz .bz2 .xz .zst .zip",
@@ -89,9 +95,6 @@ def _kind(part: Part, head: bytes, note: Note) -> str:
     if named is not None and kind != named:
         note(f"{part.name}: is read as {kind}, which it is in spite of its name")
     if kind not in ("parquet", "arrow"):
-        for mark, (what, mend) in OTHER.items():
-            if head.startswith(mark):
-                raise DataError(f"{part.name}: is {what}", hint=mend)
         length, encoding = marked(head)
         if not head[length:].decode(encoding, "ignore").strip() and len(head) < HEAD:
             raise DataError(

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.plugins import load
 from tunesmith.config.plugins import load as load_plugin
@@ -54,7 +56,7 @@ def settings(
 
     Sets and model on the command line stand above the file. Raises ConfigError, UserError.
     """
-    given = [f"data.train={json.dumps(list(sets), ensure_ascii=False)}"] if sets else []
+    given = [f"data.train={json.dumps([_set(word) for word in sets], ensure_ascii=False)}"] if sets else []
     if model is not None:
         given.append(f"model.ref={json.dumps(model, ensure_ascii=False)}")
     if config is None and not sets and not any(o.startswith("data") for o in overrides):
@@ -64,6 +66,19 @@ def settings(
     )
     run = load_config(config, [*([] if named else ["model=demo"]), *overrides, *given])
     return run, run.model.ref if named else None
+
+
+def _set(word: str) -> Any:
+    """A set as a person writes it on the command line: its name, or ``{set: NAME, columns: …}``."""
+    if not word.startswith("{"):
+        return word
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{word!r} is no mapping: {str(error).splitlines()[0]}",
+            hint="for example '{set: my.jsonl, columns: {prompt: question, response: answer}}'",
+        ) from error
 
 
 def check(

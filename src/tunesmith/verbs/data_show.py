@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -109,6 +110,9 @@ def lines(shown: ShownSet, *, marks: bool) -> Iterator[Text]:
         for side in row.sides:
             yield _facts(side)
             yield coloured(segments(side.rendered, shown.special_ids), marks=marks)
+        if isinstance(row.example, Prompt) and row.sides:  # they stand in no text, but the rewards read them
+            for where, what, value in _besides(row.example):
+                yield Text(f"[{f'{where} {what}'.strip()}] ", style="magenta") + Text(visible(value))
         if row.example is not None and not row.sides:
             yield from _as_read(row.example)
     if shown.model is None:
@@ -137,30 +141,45 @@ def _figures(side: Side) -> tuple[int, int, int]:
 
 
 def _as_read(example: Example) -> Iterator[Text]:
+    for what, role, value in _parts(example):
+        yield Text(f"[{what}] ", style=ROLE_COLOURS.get(role, "magenta")) + Text(visible(value))
+
+
+def _parts(example: Example) -> Iterator[tuple[str, str, str]]:
+    """(where, role, text) of all that a row holds: its texts, each turn's calls after it, and what stands beside them."""
+    beside = list(_besides(example))
     for piece in row_of(0, "train", example).pieces:
-        yield Text(f"[{piece.where}] ", style=ROLE_COLOURS.get(piece.role, "bold")) + Text(visible(piece.text))
-    for what, value in _besides(example):
-        yield Text(f"[{what}] ", style="magenta") + Text(visible(value))
+        own = [b for b in beside if piece.where.startswith(f"{b[0]} (") or piece.where == b[0]]
+        if piece.text or not own:
+            yield piece.where, piece.role, piece.text
+        for where, what, value in own:
+            yield f"{where} {what}".strip(), "", value
+        beside = [b for b in beside if b not in own]
+    for where, what, value in beside:
+        yield f"{where} {what}".strip(), "", value
 
 
-def _besides(example: Example) -> Iterator[tuple[str, str]]:
-    """What a row holds beside its texts."""
+def _besides(example: Example) -> Iterator[tuple[str, str, str]]:
+    """What a row holds beside its texts: the turn it belongs to (or ""), what it is, and its words."""
     if isinstance(example, Feedback):
-        yield "marked", "good" if example.good else "bad"
+        yield "", "marked", "good" if example.good else "bad"
         example = example.chat
-    if isinstance(example, Prompt) and example.verifier:
-        yield "verifier", str(example.verifier)
+    if isinstance(example, Prompt):
+        if example.reference is not None:
+            yield "", "reference answer", example.reference
+        if example.verifier:
+            yield "", "verifier", json.dumps(example.verifier, ensure_ascii=False)
     if isinstance(example, Chat | Preference | Prompt):
         messages = (*example.prompt, *example.chosen) if isinstance(example, Preference) else example.messages
         for number, message in enumerate(messages, 1):
             for call in message.tool_calls:
-                yield f"turn {number} calls", str(call.get("function", call))
+                yield f"turn {number}", "calls", json.dumps(call.get("function", call), ensure_ascii=False)
             if message.train is not None:
-                yield f"turn {number}", "is learned" if message.train else "is not learned"
+                yield f"turn {number}", "is", "learned" if message.train else "not learned"
         if example.tools:
-            yield "tools", ", ".join(str(t.get("function", t).get("name", t)) for t in example.tools)
+            yield "", "tools", ", ".join(str(t.get("function", t).get("name", t)) for t in example.tools)
         for media in example.media:
-            yield media.kind, media.source
+            yield "", media.kind, media.source
 
 
 def write_page(shown: ShownSet, path: Path) -> None:
@@ -169,9 +188,7 @@ def write_page(shown: ShownSet, path: Path) -> None:
     for row in shown.rows:
         blocks = [Block(s.label, list(segments(s.rendered, shown.special_ids)), _figures(s)) for s in row.sides]
         if row.example is not None and not row.sides:
-            blocks = [
-                Block(p.where, [Segment(p.text, (), (), False, False)]) for p in row_of(0, "train", row.example).pieces
-            ] + [Block(what, [Segment(value, (), (), False, False)]) for what, value in _besides(row.example)]
+            blocks = [Block(where, [Segment(text, (), (), False, False)]) for where, _, text in _parts(row.example)]
         rows.append(PageRow(row.origin, blocks, row.problem))
     content = page(shown.name, shown.model or "", rows)
     write_atomic(path, content.encode("utf-8", "replace"))

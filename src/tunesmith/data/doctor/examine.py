@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -205,7 +206,11 @@ def _again(
         try:
             for _, index, _, value in _rows(sources, f"second look at {part} rows", progress):
                 original = next(raw, ("", None))[1] if raw is not None else None
-                excerpt = "" if original is None or isinstance(original, DataError) else shorten(str(original))
+                excerpt = (
+                    ""
+                    if original is None or isinstance(original, DataError)
+                    else shorten(json.dumps(original, ensure_ascii=False, default=str))
+                )
                 if isinstance(value, DataError):
                     for name, check in checks.items():
                         for finding in check.unread(index, part, value, excerpt):

@@ -151,7 +151,9 @@ class _Text:
             what = f"the file ends in the middle ({what})"
         raise DataError(
             f"{self.name}:{self.line(at)}: not valid JSON: {what}: {self.excerpt(at)}",
-            hint="check for a missing or trailing comma or an open quote there",
+            hint="names and texts stand in double quotes in JSON; Python writes it with json.dumps(rows)"
+            if "double quotes" in what and "'" in self.excerpt(at)
+            else "check for a missing or trailing comma or an open quote there",
         )
 
     def line(self, at: int | None = None) -> int:

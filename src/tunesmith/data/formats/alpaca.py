@@ -18,19 +18,19 @@ from tunesmith.data.media import read_media
 from tunesmith.data.turns import Turns, read_said
 
 PRECEDENCE = 50
-EXPECTS = "'instruction' (or 'prompt', 'input') and 'output' (or 'response')"
+EXPECTS = "'instruction' (or 'prompt', 'input') and 'output' (or 'response'), or 'question' and 'answer'"
 ROLES: Mapping[str, str] = {
     "prompt": "instruction", "query": "input", "response": "output", "history": "history",
     "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag", **BESIDE,
 }  # fmt: skip
 """Names in ``columns`` of a dataset_info.json -> the column each stands for by default."""
-QUESTIONS, INPUTS, ANSWERS = ("instruction", "prompt"), ("input", "query"), ("output", "response")
+QUESTIONS, INPUTS, ANSWERS = ("instruction", "prompt", "question"), ("input", "query"), ("output", "response")
 
 
 def detect(row: Mapping[str, Any]) -> str | None:
     """Why this row looks like Alpaca, or None."""
     asked = next((c for c in (*QUESTIONS, *INPUTS) if c in row), None)
-    answer = next((c for c in ANSWERS if c in row), None)
+    answer = next((c for c in _answers(row) if c in row), None)
     if asked and answer:
         return f"it has the keys {asked!r} and {answer!r}"
     if "instruction" in row and isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
@@ -38,11 +38,16 @@ def detect(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of the answer; `answer` beside `prompt` is a reference to compare with (the format prompt)."""
+    return (*ANSWERS, "answer") if "question" in row else ANSWERS
+
+
 def convert(row: Mapping[str, Any], origin: str, fields: FieldMap) -> Chat | Preference | Feedback | Text:
     """One row; ``input`` follows ``instruction`` on a new line. Raises DataError."""
     asked = _question(row, origin, fields)
     before = _history(row, origin, fields)
-    answer = fields.find(row, "response", *ANSWERS)
+    answer = fields.find(row, "response", *_answers(row))
     chosen, rejected = fields.find(row, "chosen", "chosen"), fields.find(row, "rejected", "rejected")
     if fields.ranking or (answer is None and chosen and rejected):
         better, worse = (
