@@ -188,7 +188,9 @@ def test_every_kind_has_its_sides(renderer: Renderer, example: Any, labels: list
     assert [side.label for side in made] == labels
     assert [any(s.rendered.mask) for s in made] == [s.learns for s in made]
     if isinstance(example, Text):
-        assert all(made[0].rendered.mask) and made[0].rendered.text == "plain words"
+        assert (
+            made[0].rendered.mask[0] == 0 and all(made[0].rendered.mask[1:]) and made[0].rendered.text == "plain words"
+        )
     if isinstance(example, Prompt):
         assert made[0].rendered.text.endswith("<|im_start|>assistant\n")
 
