@@ -277,3 +277,10 @@ def test_show_as_read_and_as_tokens(tiny: Path, tmp_path: Path) -> None:
 
 def test_special_tokens_of_a_model(renderer: Renderer) -> None:
     assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= special_tokens_of(renderer.tokenizer)
+
+
+def test_learning_everything_is_no_answer_without_an_end(tiny: Path, tmp_path: Path) -> None:
+    name = rows_file(tmp_path / "in.jsonl", *(messages(f"q{i}", f"a{i}") for i in range(4)))
+    for learn in "answers", "everything":
+        run, _ = verb.settings([name], [f"data.learn={learn}"], model=str(tiny))
+        assert "end_of_turn" not in verb.check(run, SILENT, tokens=True).found.findings.checks()

@@ -180,7 +180,7 @@ def test_tool_calls_make_rows_different() -> None:
     ("values", "expected"),
     [
         ([Text("a b c")], "1 text"), ([Prompt((Message("user", "q"),), "42")], "1 prompt"), ([pair("a", "b")], "1 preference"),
-        ([Feedback(chat("a", "b"), False)], "0 marked good, 1 bad"), ([chat("a", "b", system="s")], "1 rows with a system prompt"),
+        ([Feedback(chat("a", "b"), False)], "0 marked good, 1 bad"), ([chat("a", "b", system="s")], "1 row with a system prompt"),
     ],
 )  # fmt: skip
 def test_every_kind_is_counted(values: list[Any], expected: str) -> None:

@@ -21,6 +21,7 @@ from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
 from tunesmith.data.doctor.histogram import bins, plot
 from tunesmith.data.load import OpenSet, open_set
 from tunesmith.data.mix import order
+from tunesmith.data.part import is_there as is_there
 from tunesmith.data.split import held_out_count, held_out_numbers
 from tunesmith.train.order import total_steps
 from tunesmith.verbs.run_config import TrainRun, load_config
@@ -153,7 +154,7 @@ def steps_line(checked: Checked) -> str:
     if rows <= 0:
         return "no row is left to train on"
     if "other_kind" in checked.found.findings.checks():
-        return f"the stage {run.stage.kind} cannot learn from all of these rows: see below"
+        return f"the stage {run.stage.kind} learns from other rows than these: see below"
     loop = run.train
     steps = total_steps(rows, loop.batch, loop.epochs, loop.max_steps)
     how = (

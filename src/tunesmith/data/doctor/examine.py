@@ -89,7 +89,7 @@ def examine(
     """Every check over every row of the training sets ``train`` and the evaluation sets ``held``.
 
     ``held_out(n)`` are the rows (of n) that the split holds out when there is no evaluation set. Trouble with a file is a finding
-    too: what comes after it is not seen, and said so. Memory: about 100 bytes a row, and the texts of some hundred rows.
+    too: what comes after it is not seen, and said so. Memory: 250 to 300 bytes a row at the peak, and the texts of some hundred rows.
     """
     began = time.monotonic()
     prints: dict[Part, Fingerprints] = {"train": Fingerprints(), "eval": Fingerprints()}
