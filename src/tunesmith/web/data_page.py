@@ -19,12 +19,17 @@ from tunesmith.web.report_view import ReportView
 from tunesmith.web.rows_view import COUNT, RowsView
 from tunesmith.web.shell import button, copy, frame, tag
 
-FIELDS = ("sets", "model", "length")
+FIELDS = ("sets", "model", "length", "settings")
+EXAMPLES = {
+    "sets": "{set: my.jsonl, columns: {prompt: question, response: answer}}\n{set: hf:owner/name, subset: main, split: test}",
+    "settings": "data.learn=last_answer\ndata.registry=my/dataset_info.json\nmodel.template=chatml",
+}
+"""Lines that a field takes."""
 
 
 def register(command: Sequence[str]) -> None:
-    """Lay the page at ``/data``. ``?data=SET&data=SET&model=M&length=N`` fills in the fields; nothing is read before a button is
-    pressed, since any site may link here."""
+    """Lay the page at ``/data``. ``?data=SET&data=SET&model=M&length=N&setting=KEY=VALUE`` fills in the fields; nothing is read
+    before a button is pressed, since any site may link here."""
 
     @ui.page("/data")
     def data_page() -> None:
@@ -39,6 +44,7 @@ class _DataPage:
     def __init__(self, request: Request, command: Sequence[str], t: Texts) -> None:
         self.command, self.t = command, t
         self.job: Job | None = None
+        self.asked: Request | None = None  # what the trouble and the results on the page belong to
         self.inputs: dict[str, Any] = {}
         self.problems: dict[str, Any] = {}
         tag("h1", t("sets.title"))
@@ -52,6 +58,7 @@ class _DataPage:
                 self.train_link = tag("a", t("sets.train"), "small-link")
         self.busy = ui.element("div").classes("slot busy-slot").props("role=status")
         self.trouble = ui.element("div").classes("slot").props("role=alert")
+        self.old = ui.element("div").classes("slot").props("role=status")
         self.rows = ui.element("div").classes("slot")
         self.report = ui.element("div").classes("slot report")
         self._changed()
@@ -69,6 +76,9 @@ class _DataPage:
             )
             length.props("outlined dense autocomplete=off inputmode=numeric debounce=150")
             self._field("length", length)
+            settings = ui.textarea(value="\n".join(request.settings), placeholder="data.learn=last_answer")
+            settings.props("outlined dense autogrow spellcheck=false input-class=code-box debounce=150")
+            self._field("settings", settings)
 
     def _field(self, name: str, control: Any) -> None:
         """Label, control, help and problem, in that order."""
@@ -78,10 +88,12 @@ class _DataPage:
             control.props["for"] = id
             control.props["aria-describedby"] = f"{id}-help"
             control.move(ui.context.slot.parent)
-            tag("div", t(f"sets.help_{name}"), "field-help", id=f"{id}-help")
+            with tag("div", t(f"sets.help_{name}"), "field-help", id=f"{id}-help"):
+                if name in EXAMPLES:
+                    tag("code", EXAMPLES[name], "field-example")
             self.problems[name] = tag("div", css="field-problem", role="alert")
         control.on_value_change(self._changed)
-        if name != "sets":
+        if name in ("model", "length"):
             control.on("keydown.enter", self.check)
         self.inputs[name] = control
 
@@ -89,14 +101,36 @@ class _DataPage:
         return data_request.of_fields(*(str(self.inputs[name].value or "") for name in FIELDS))
 
     def _changed(self) -> None:
-        """The link to training holds what is filled in; a mended field is no longer marked."""
+        """The link to training holds what is filled in; a mended field is no longer marked; results of something else are."""
         request, problems = self._read()
+        self._mark_old(bool(problems) or request != self.asked)
         self.train_link.props["href"] = f"/new?{request.query()}"
         self.train_link.set_visibility(bool(request.sets) and not problems)
         self.train_link.update()
         for name in FIELDS:
             if name not in problems:
                 self._mark(name, "")
+
+    def _mark_old(self, old: bool) -> None:
+        """Results that do not belong to what is filled in stay to be read, marked; an old failure goes."""
+        self.old.clear()
+        if old:
+            self.trouble.clear()
+        results = [slot for slot in (self.rows, self.report) if list(slot)]
+        for slot in (self.rows, self.report):
+            slot.classes(add="old" if old and slot in results else "", remove="" if old and slot in results else "old")
+        if old and results and self.asked is not None:
+            with self.old, ui.element("section").classes("banner banner-old"):
+                tag("strong", self.t("sets.old"))
+                tag("code", data_request.written(self.asked.check()), "command")
+
+    def _begin(self, request: Request, *, afresh: bool = False) -> None:
+        """From here on the page is about ``request``; results of another are taken away (``afresh``: all)."""
+        if afresh or request != self.asked:
+            self.report.clear()
+            self.rows.clear()
+        self.asked = request
+        self._changed()
 
     def _mark(self, name: str, key: str) -> None:
         self.problems[name].set_text(self.t(key) if key else "")
@@ -109,6 +143,7 @@ class _DataPage:
         for name in FIELDS:
             self._mark(name, problems.get(name, ""))
         if problems:
+            self.trouble.clear()
             ui.run_javascript(f"document.getElementById('field-data-{next(iter(problems))}')?.focus()")
             return None
         address = json.dumps(f"/data?{request.query()}")  # a reload finds the same fields
@@ -121,8 +156,7 @@ class _DataPage:
         """Ask for a report and draw it."""
         if self.job is not None or (request := self._accepted()) is None:
             return
-        self.report.clear()
-        self.rows.clear()
+        self._begin(request, afresh=True)
 
         async def ask(job: Job, said: Callable[[str], None]) -> None:
             report = await job.run(
@@ -141,6 +175,7 @@ class _DataPage:
     async def _show(self, request: Request, name: str, first: int) -> None:
         if self.job is not None:
             return
+        self._begin(request)
 
         async def ask(job: Job, said: Callable[[str], None]) -> None:
             answer = await job.run(data_rows.read_rows, said=said)
@@ -170,6 +205,8 @@ class _DataPage:
         finally:
             self.job = None
             self._idle()
+            if not self.old.is_deleted:
+                self._changed()  # the fields may have been changed while it ran
 
     def cancel(self) -> None:
         """End the command that runs, if one does."""
@@ -225,7 +262,9 @@ class _DataPage:
             if hint:
                 with ui.element("p"):
                     tag("b", self.t("run.what_to_do") + ": ")
-                    tag("span", hint)
+                    tag("span", hint, "hint-lines")
+            if message and self.t.language != "en":
+                tag("p", self.t("sets.as_said"), "quiet as-said")
 
     def _draw(self, report: Report, request: Request) -> None:
         t = self.t
@@ -234,7 +273,7 @@ class _DataPage:
             outcome = "bad" if errors else "look" if warnings else "good"
             with ui.element("section").classes(f"banner verdict verdict-{outcome}").props("role=status"):
                 tag("strong", t(f"verdict.{outcome}", errors=f"{errors:,}", warnings=f"{warnings:,}"))
-            ReportView(report, t, lambda name, row: self._show(request, name, row))
+            ReportView(report, t, lambda at, row: self._show(request, request.sets[at], row))
             line = data_request.written(request.check())
             with ui.element("div").classes("same"):
                 tag("span", t("sets.same"), "quiet")

@@ -114,4 +114,4 @@ def _draw_lengths(axes: Axes, lengths: Sequence[int], limit: int | None) -> None
         axes.axvline(limit, color="#d9822b", label=label)
         axes.legend(frameon=False)
     else:  # a line out there would press all bars into one
-        axes.set_xlabel(f"tokens per row ({label} lies far to the right)")
+        axes.set_xlabel(f"tokens per row\n({label} lies far to the right)")
