@@ -11,6 +11,7 @@ from nicegui import ui
 
 from tunesmith.config.errors import UserError
 from tunesmith.web import data_request, data_rows, figures
+from tunesmith.web.data_fields import DataFields
 from tunesmith.web.data_report import Report, read_report
 from tunesmith.web.data_request import Request
 from tunesmith.web.job import Cancelled, Job
@@ -18,13 +19,6 @@ from tunesmith.web.language import Texts
 from tunesmith.web.report_view import ReportView
 from tunesmith.web.rows_view import COUNT, RowsView
 from tunesmith.web.shell import button, copy, frame, tag
-
-FIELDS = ("sets", "model", "length", "settings")
-EXAMPLES = {
-    "sets": "{set: my.jsonl, columns: {prompt: question, response: answer}}\n{set: hf:owner/name, subset: main, split: test}",
-    "settings": "data.learn=last_answer\ndata.registry=my/dataset_info.json\nmodel.template=chatml",
-}
-"""Lines that a field takes."""
 
 
 def register(command: Sequence[str]) -> None:
@@ -45,12 +39,10 @@ class _DataPage:
         self.command, self.t = command, t
         self.job: Job | None = None
         self.asked: Request | None = None  # what the trouble and the results on the page belong to
-        self.inputs: dict[str, Any] = {}
-        self.problems: dict[str, Any] = {}
         tag("h1", t("sets.title"))
         tag("p", t("sets.lead"), "quiet")
         with ui.element("section").classes("card data-form"):
-            self._fields(request)
+            self.fields = DataFields(request, t, self._changed, self.check)
             with ui.element("div").classes("actions"):
                 self.check_button = button(t("sets.check"), self.check, icon="fact_check", style="main")
                 self.show_button = button(t("sets.show"), self.show_first, icon="visibility")
@@ -63,53 +55,14 @@ class _DataPage:
         self.report = ui.element("div").classes("slot report")
         self._changed()
 
-    def _fields(self, request: Request) -> None:
-        with ui.element("div").classes("data-fields"):
-            sets = ui.textarea(value="\n".join(request.sets), placeholder="lantern_bay")
-            sets.props("outlined dense autogrow spellcheck=false input-class=code-box debounce=150")
-            self._field("sets", sets)
-            model = ui.input(value=request.model, placeholder="demo")
-            model.props("outlined dense autocomplete=off spellcheck=false debounce=150")
-            self._field("model", model)
-            length = ui.input(
-                value="" if request.length is None else str(request.length), placeholder=self.t("form.not_set")
-            )
-            length.props("outlined dense autocomplete=off inputmode=numeric debounce=150")
-            self._field("length", length)
-            settings = ui.textarea(value="\n".join(request.settings), placeholder="data.learn=last_answer")
-            settings.props("outlined dense autogrow spellcheck=false input-class=code-box debounce=150")
-            self._field("settings", settings)
-
-    def _field(self, name: str, control: Any) -> None:
-        """Label, control, help and problem, in that order."""
-        t, id = self.t, f"field-data-{name}"
-        with ui.element("div").classes(f"field field-data-{name}"):
-            tag("label", t(f"sets.field_{name}"), "field-label", for_=id)
-            control.props["for"] = id
-            control.props["aria-describedby"] = f"{id}-help"
-            control.move(ui.context.slot.parent)
-            with tag("div", t(f"sets.help_{name}"), "field-help", id=f"{id}-help"):
-                if name in EXAMPLES:
-                    tag("code", EXAMPLES[name], "field-example")
-            self.problems[name] = tag("div", css="field-problem", role="alert")
-        control.on_value_change(self._changed)
-        if name in ("model", "length"):
-            control.on("keydown.enter", self.check)
-        self.inputs[name] = control
-
-    def _read(self) -> tuple[Request, dict[str, str]]:
-        return data_request.of_fields(*(str(self.inputs[name].value or "") for name in FIELDS))
-
     def _changed(self) -> None:
         """The link to training holds what is filled in; a mended field is no longer marked; results of something else are."""
-        request, problems = self._read()
+        request, problems = self.fields.read()
         self._mark_old(bool(problems) or request != self.asked)
         self.train_link.props["href"] = f"/new?{request.query()}"
         self.train_link.set_visibility(bool(request.sets) and not problems)
         self.train_link.update()
-        for name in FIELDS:
-            if name not in problems:
-                self._mark(name, "")
+        self.fields.mark_mended(problems)
 
     def _mark_old(self, old: bool) -> None:
         """Results that do not belong to what is filled in stay to be read, marked; an old failure goes."""
@@ -132,19 +85,12 @@ class _DataPage:
         self.asked = request
         self._changed()
 
-    def _mark(self, name: str, key: str) -> None:
-        self.problems[name].set_text(self.t(key) if key else "")
-        self.problems[name].set_visibility(bool(key))
-        self.inputs[name].props["aria-invalid"] = "true" if key else "false"
-
     def _accepted(self) -> Request | None:
         """What is filled in, or None after saying what is wrong with it."""
-        request, problems = self._read()
-        for name in FIELDS:
-            self._mark(name, problems.get(name, ""))
+        request, problems = self.fields.read()
+        self.fields.mark(problems)
         if problems:
             self.trouble.clear()
-            ui.run_javascript(f"document.getElementById('field-data-{next(iter(problems))}')?.focus()")
             return None
         address = json.dumps(f"/data?{request.query()}")  # a reload finds the same fields
         ui.run_javascript(f"history.replaceState(null, '', {address})")

@@ -81,7 +81,7 @@ class Request:
 def of_fields(sets: str, model: str, length: str, settings: str = "") -> tuple[Request, dict[str, str]]:
     """What was typed (one set a line, one setting a line), and by field the key of a text that says what is wrong with it."""
     problems = {}
-    names, more = (tuple(dict.fromkeys(l.strip() for l in text.splitlines() if l.strip())) for text in (sets, settings))
+    names, more = _lines(sets), _lines(settings)
     if not names:
         problems["sets"] = "problem.required"
     elif len(names) > MOST_SETS or not all(map(is_name, names)):
@@ -97,6 +97,10 @@ def of_fields(sets: str, model: str, length: str, settings: str = "") -> tuple[R
     if len(more) > MOST_SETTINGS or not all(map(is_setting, more)):
         problems["settings"] = "problem.setting"
     return Request(names, model, number, more), problems
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def of_query(pairs: Sequence[tuple[str, str]]) -> Request:

@@ -85,10 +85,10 @@ class ReportView:
         if not all(is_number(plan.get(name)) for name in (*names, "epochs")):
             return str(self.report.head.get("steps", ""))
         values = {name: _count(plan[name]) for name in names} | {"epochs": f"{plan['epochs']:g}"}
-        parts = [t("steps.limited" if plan["max_steps"] else "steps.counted", **values)]
-        parts += [t("steps.held_out", **values)] if plan["held_out"] else []
-        parts += [t("steps.few")] if plan.get("few") else []
-        return t("steps.join").join(parts)
+        line = t("steps.limited" if plan["max_steps"] else "steps.counted", **values)
+        if plan["held_out"]:
+            line = t("steps.held_out", line=line, **values)
+        return t("steps.few", line=line) if plan.get("few") else line
 
     def _tiles(self) -> list[tuple[str, str]]:
         shape, tokens = self.report.shape, self.report.tokens
