@@ -462,3 +462,66 @@ def test_a_check_is_cancelled_and_speaks_chinese(browser: Any, server: Server, t
     assert page.get_by_role("button", name="English").is_visible(), "the other language is in reach on a phone"
     assert phone.errors == []
     phone.context.close()
+
+
+@pytest.mark.page
+def test_columns_are_told_in_a_field_and_chinese_is_spoken(browser: Any, server: Server, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jsonl"
+    rows = [{"q": "Why?", "a": "So."}, {"q": "When?", "a": ""}, {"q": "Why?", "a": "So."}]
+    odd.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chinese = Tab(browser, locale="zh-CN")
+    page = chinese.page
+    page.goto(f"{server.address}data?data={odd}")
+    page.get_by_role("button", name="检查").click()
+    hint = page.locator(".hint-lines")
+    hint.wait_for(timeout=60_000)
+    assert hint.evaluate("e => getComputedStyle(e).whiteSpace").startswith("pre-line") and "\n" in hint.text_content()
+    page.get_by_text("保留英文原文").wait_for()
+
+    page.get_by_label("数据集").fill(f"{{set: {odd}, columns: {{prompt: q, response: a}}")
+    page.get_by_role("button", name="检查").click()
+    page.get_by_text("花括号中的一行必须是含有 set 的映射").wait_for()
+    page.get_by_label("数据集").fill(f"{{set: {odd}, columns: {{prompt: q, response: a}}}}")
+    page.get_by_label("更多设置").fill("--fix=x")
+    page.get_by_role("button", name="检查").click()
+    page.get_by_text("这里要填 key=value").wait_for()
+    page.get_by_label("更多设置").fill("train.epochs=5\ndata.eval_share=0")
+    page.get_by_role("button", name="检查").click()
+    page.get_by_text("1 步（每轮 3 行 × 5 轮 ÷ 批大小 16）；可能太少，看不出变化").wait_for(timeout=60_000)
+    page.get_by_text("判断依据：含有键 'instruction' 和 'output'").wait_for()
+    page.get_by_text("补全这一行，或将其删除").wait_for()
+    page.get_by_text("只保留一条，除非有意让它多算几次").wait_for()
+    assert page.locator(".as-said").count() == 1
+
+    page.get_by_role("button", name=f"查看这一行: {odd}:2").click()  # read with the columns that were told
+    page.frame_locator(".rows-frame").get_by_text("When?").wait_for(timeout=60_000)
+    assert page.locator(".finding").count() > 0, "the findings are of the same set and stay"
+    assert chinese.errors == []
+    chinese.context.close()
+
+
+@pytest.mark.page
+def test_results_belong_to_what_was_asked(tab: Tab, server: Server, found: Path) -> None:
+    page = tab.page
+    page.goto(f"{server.address}data?data={found}")
+    page.get_by_role("button", name="Check").click()
+    page.get_by_text("Errors to mend before training: 5.").wait_for(timeout=60_000)
+    assert page.locator(".banner-old").count() == 0
+    page.get_by_label("Longest conversation").fill("x")
+    page.get_by_text("these results belong to").wait_for()
+    assert str(found) in page.locator(".banner-old code").inner_text()
+    page.get_by_label("Longest conversation").fill("")
+    page.locator(".banner-old").wait_for(state="detached")
+    page.get_by_label("Data sets").fill("lantern_bay")
+    page.locator(".banner-old").wait_for()
+    page.get_by_role("button", name="Show rows").click()
+    page.get_by_role("heading", name="Rows 1 to 5").wait_for(timeout=60_000)
+    assert page.locator(".finding, .verdict, .banner-old").count() == 0, "the findings were of another set"
+
+    page.get_by_label("Data sets").fill("no_such_set")
+    page.get_by_role("button", name="Check").click()
+    page.get_by_text("The data cannot be checked").wait_for(timeout=60_000)
+    assert page.locator(".rows-card").count() == 0
+    page.get_by_label("Data sets").fill("lantern_bay")
+    page.get_by_text("The data cannot be checked").wait_for(state="detached")
+    assert tab.errors == []

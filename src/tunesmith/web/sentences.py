@@ -9,7 +9,7 @@ from tunesmith.web.language import Texts, table
 
 REASONS = (
     "reason.named", "reason.no_answer", "reason.verdict", "reason.three_keys", "reason.two_keys", "reason.one_key",
-    "reason.turns",
+    "reason.prompted_pair", "reason.pair", "reason.turns",
 )  # fmt: skip
 """The closest first: the last ones would take the others' sentences too."""
 
