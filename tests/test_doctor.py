@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from tunesmith.config.errors import DataError
 from tunesmith.config.plugins import load, names
@@ -250,6 +251,22 @@ def test_a_histogram_counts_every_row_once(limit: int | None, lengths: list[int]
     assert sum(count for _, _, count in bins) == len(lengths)
     assert all(sum(a <= n < b for n in lengths) == count for a, b, count in bins)
     assert len(histogram.bars(bins)) == len(bins) <= 14
+
+
+@pytest.mark.parametrize(("limit", "marked"), [(40, True), (4000, False), (None, False)])
+def test_the_plot_has_whole_turns_the_limit_and_the_learned_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None, marked: bool
+) -> None:
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args: (drawn.append(self), save(self, *args)))
+    histogram.plot(tmp_path / "plot.png", {2: 40}, [10, 20, 30], limit, "a set", 0.25)
+    turns, lengths = drawn[0].axes
+    assert (tmp_path / "plot.png").stat().st_size > 0 and "learned tokens: 25%" in drawn[0].get_suptitle()
+    assert all(float(tick).is_integer() for axes in drawn[0].axes for tick in axes.get_yticks())
+    assert 2 in turns.get_xticks() and all(float(tick).is_integer() for tick in turns.get_xticks())
+    assert [list(line.get_xdata()) for line in lengths.lines] == ([[40, 40]] if marked else [])
+    assert ("4,000" in lengths.get_xlabel()) == (limit == 4000)
 
 
 JSON = st.recursive(

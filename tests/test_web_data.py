@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,12 +17,15 @@ import pytest
 
 from tunesmith.config.errors import UserError
 from tunesmith.config.plugins import load, names
+from tunesmith.data.columns import FieldMap
+from tunesmith.data.detect import detect
 from tunesmith.web import data_request, data_rows, histogram
 from tunesmith.web.commands import COMMAND, split_message
 from tunesmith.web.data_report import KEEP, Report, parse, read_report
 from tunesmith.web.data_request import Request, of_config, of_fields, of_query
 from tunesmith.web.job import Cancelled, Job
 from tunesmith.web.language import Texts, table
+from tunesmith.web.sentences import mend_in_words, reason_in_words
 from web_browser import Tab
 from web_server import Server
 
@@ -99,9 +105,64 @@ def test_an_address_holds_text_only() -> None:
 def test_a_config_gives_its_sets_by_name() -> None:
     assert of_config({"data": "a", "model": "demo"}) == Request(("a",), "demo")
     config = {"data": {"train": ["a", {"set": "b", "weight": 2}, 5], "max_length": 64}, "model": {"ref": "demo"}}
-    assert of_config(config) == Request(("a", "b"), "demo", 64)
+    assert of_config(config) == Request(("a", "{set: b, weight: 2}"), "demo", 64)
     assert of_config(Request(("a",), "demo", 64).config()) == Request(("a",), "demo", 64)
     assert of_config({}) == Request() == of_config(Request().config())
+
+
+MAPPING = "{set: a.jsonl, columns: {prompt: question, response: answer}, split: test}"
+
+
+def test_a_set_may_be_a_mapping() -> None:
+    request, problems = of_fields(f"{MAPPING}\nb", "", "")
+    assert request == Request((MAPPING, "b")) and problems == {}
+    assert request.check()[-3:] == ["--", MAPPING, "b"]
+    entry = {"set": "a.jsonl", "columns": {"prompt": "question", "response": "answer"}, "split": "test"}
+    assert Request((MAPPING, "x=y")).check()[-1] == f"data.train={json.dumps([entry, 'x=y'])}"
+    assert request.config()["data"]["train"] == [entry, "b"] and of_config(request.config()) == request
+    from urllib.parse import parse_qsl
+
+    assert of_query(parse_qsl(request.query())) == request
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{set: a", "{columns: {a: b}}", "{set: 5}", "{set: a, columns: [x]}", "{set: a, x: &b c, y: *b}", "{set: 2024-99-99}",
+     "{set: a, columns: {b: {c: d}}}", "{set: !!python/name:os.system x}", "{set: a, 5: b}"],
+)  # fmt: skip
+def test_what_is_in_braces_and_no_set_is_told(line: str) -> None:
+    assert of_fields(line, "", "")[1] == {"sets": "problem.set"} and of_query([("data", line)]) == Request()
+
+
+def test_settings_are_settings_and_nothing_else() -> None:
+    request, problems = of_fields("a", "demo", "", "data.learn=everything\n\n model.template=chatml ")
+    assert problems == {} and request.settings == ("data.learn=everything", "model.template=chatml")
+    assert request.check()[-4:] == ["--", "a", "data.learn=everything", "model.template=chatml"]
+    assert request.config() == {
+        "data": {"train": ["a"], "learn": "everything"}, "model": {"ref": "demo", "template": "chatml"},
+    }  # fmt: skip
+    assert of_config(request.config()).settings == ('data.learn="everything"', 'model.template="chatml"')
+    for wrong in (
+        "--fix=x",
+        "data.learn",
+        "../a=b",
+        "data..x=1",
+        ".x=1",
+        "a b=c",
+        "{set: a}=b",
+        "x=\x00",
+        "x={a: &b c, d: *b}",
+    ):
+        assert of_fields("a", "", "", wrong)[1] == {"settings": "problem.setting"}, wrong
+    clash = Request(("a",), settings=("data.learn=x", "data.learn.y=1", "data.max_length.z=1"))
+    assert clash.config()["data"]["train"] == ["a"]
+
+
+def test_an_address_cannot_make_a_model_run_its_code() -> None:
+    pairs = [
+        ("setting", s) for s in ("data.learn=everything", "model.trust_remote_code=true", "model=x", "model.template=a")
+    ]
+    assert of_query(pairs).settings == ("data.learn=everything", "model.template=a")
 
 
 # -- the job -----------------------------------------------------------------------------------------------------------
@@ -114,7 +175,7 @@ def test_a_clean_set_and_one_with_errors_are_both_answers(found: Path) -> None:
     assert report.count("error") == 5 and report.count("warning") > 0
     group = report.groups[0]
     assert (group.check, group.title) == ("unreadable", "rows that cannot be read") and group.count("") == 5
-    assert report.row_of(group.kept[0]) == (str(found), 4)
+    assert report.row_of(group.kept[0]) == (0, 4)
 
 
 def test_a_command_that_fails_is_told_with_its_hint_and_without_its_progress(tmp_path: Path) -> None:
@@ -188,6 +249,20 @@ def test_an_end_without_a_message_or_with_nonsense_is_told() -> None:
     assert "no end" in outcome("""print('{\\n "findings": [')""")
 
 
+def test_columns_and_settings_reach_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({"q": "Why?", "a": "So."}) + "\n")
+    request = Request(
+        (f"{{set: {path}, columns: {{prompt: q, response: a}}}}",), settings=("train.epochs=1", "data.eval_share=0")
+    )
+    report = asyncio.run(Job(COMMAND, request.check()).run(read_report, answers=(0, 2)))
+    assert report.shape["rows"] == 1 and report.sets[0]["format"] == "alpaca"
+    assert report.training == {
+        "stage": "sft", "rows": 1, "epochs": 1.0, "batch": 16, "max_steps": 0, "held_out": 0, "steps": 1, "few": True, "none": "",
+    }  # fmt: skip
+    assert report.head["steps"] == "1 row × 1 epoch / 16 = 1 step: probably too few to see a change"
+
+
 # -- reading the answers -----------------------------------------------------------------------------------------------
 
 
@@ -222,7 +297,7 @@ def test_the_row_of_a_finding_is_found_among_several_sets() -> None:
         finding(row=2), finding(row=3), finding(row=5), finding(row=1, part="eval"), finding(row=-1), sets=sets
     )
     places = [report.row_of(f) for f in report.groups[0].kept]
-    assert places == [("a", 3), ("b", 1), None, None, None]
+    assert places == [(0, 3), (1, 1), None, None, None]
 
 
 def test_charts_hold_every_count_and_are_escaped() -> None:
@@ -258,6 +333,46 @@ def test_every_check_has_a_heading_in_both_languages() -> None:
         for name in names(room):
             title = load(room, name).Check.title
             assert table("en")[f"check.{name}"].lower() == title.lower() and table("zh")[f"check.{name}"]
+
+
+def mends_of(module: str) -> set[str]:
+    """The sentences that a check gives its findings as what to do, out of its source."""
+    source = importlib.util.find_spec(module)
+    assert source is not None and source.origin is not None
+    found = set()
+    for node in ast.walk(ast.parse(Path(source.origin).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.BoolOp) and isinstance(node.values[-1], ast.Constant):  # error.hint or "…"
+            found.add(node.values[-1].value)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).lower().endswith("finding") and len(node.args) > 2:
+            found.add(node.args[2].value if isinstance(node.args[2], ast.Constant) else None)
+    return {text for text in found if isinstance(text, str)}
+
+
+def test_every_standard_mend_is_translated_and_none_is_out_of_date() -> None:
+    rooms = ("tunesmith.data.doctor.checks", "tunesmith.render.checks")
+    said: dict[str, set[str]] = {name: mends_of(f"{room}.{name}") for room in rooms for name in names(room)}
+    said["unreadable"] |= {"mend the file"}  # of a file that cannot be read to its end (doctor.examine)
+    for check, mends in said.items():
+        known = {text for key, text in table("en").items() if re.fullmatch(rf"mend\.{check}(_[a-z]+)?", key)}
+        assert mends and mends == known, check
+        for mend in mends:
+            assert mend_in_words(check, mend, Texts("en")) == mend
+            assert re.search(r"[\u4e00-\u9fff]", mend_in_words(check, mend, Texts("zh"))), mend
+    assert mend_in_words("empty", "something else", Texts("zh")) == "something else"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"instruction": "a", "output": "b"}, {"prompt": "a", "completion": "b"}, {"text": "a"}, {"prompt": "a"},
+     {"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "chosen": "b", "rejected": "c"},
+     {"messages": [{"role": "user", "content": "a"}]}, {"conversations": [{"from": "human", "value": "a"}]},
+     {"instruction": "a", "chosen": "b", "rejected": "c"}, {"question": "a", "answer": "b"}],
+)  # fmt: skip
+def test_reasons_of_formats_are_translated(row: dict[str, Any]) -> None:
+    _, reason = detect([("f:1", row)], FieldMap())
+    assert reason_in_words(reason, Texts("en")) == reason
+    words = reason_in_words(reason, Texts("zh"))
+    assert not re.search("[A-Za-z]{2,}", re.sub(r"'[^']*'|true|false", "", words)), words
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
@@ -347,3 +462,66 @@ def test_a_check_is_cancelled_and_speaks_chinese(browser: Any, server: Server, t
     assert page.get_by_role("button", name="English").is_visible(), "the other language is in reach on a phone"
     assert phone.errors == []
     phone.context.close()
+
+
+@pytest.mark.page
+def test_columns_are_told_in_a_field_and_chinese_is_spoken(browser: Any, server: Server, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jsonl"
+    rows = [{"q": "Why?", "a": "So."}, {"q": "When?", "a": ""}, {"q": "Why?", "a": "So."}]
+    odd.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chinese = Tab(browser, locale="zh-CN")
+    page = chinese.page
+    page.goto(f"{server.address}data?data={odd}")
+    page.get_by_role("button", name="检查").click()
+    hint = page.locator(".hint-lines")
+    hint.wait_for(timeout=60_000)
+    assert hint.evaluate("e => getComputedStyle(e).whiteSpace").startswith("pre-line") and "\n" in hint.text_content()
+    page.get_by_text("保留英文原文").wait_for()
+
+    page.get_by_label("数据集").fill(f"{{set: {odd}, columns: {{prompt: q, response: a}}")
+    page.get_by_role("button", name="检查").click()
+    page.get_by_text("花括号中的一行必须是含有 set 的映射").wait_for()
+    page.get_by_label("数据集").fill(f"{{set: {odd}, columns: {{prompt: q, response: a}}}}")
+    page.get_by_label("更多设置").fill("--fix=x")
+    page.get_by_role("button", name="检查").click()
+    page.get_by_text("这里要填 key=value").wait_for()
+    page.get_by_label("更多设置").fill("train.epochs=5\ndata.eval_share=0")
+    page.get_by_role("button", name="检查").click()
+    page.get_by_text("1 步（每轮 3 行 × 5 轮 ÷ 批大小 16）；可能太少，看不出变化").wait_for(timeout=60_000)
+    page.get_by_text("判断依据：含有键 'instruction' 和 'output'").wait_for()
+    page.get_by_text("补全这一行，或将其删除").wait_for()
+    page.get_by_text("只保留一条，除非有意让它多算几次").wait_for()
+    assert page.locator(".as-said").count() == 1
+
+    page.get_by_role("button", name=f"查看这一行: {odd}:2").click()  # read with the columns that were told
+    page.frame_locator(".rows-frame").get_by_text("When?").wait_for(timeout=60_000)
+    assert page.locator(".finding").count() > 0, "the findings are of the same set and stay"
+    assert chinese.errors == []
+    chinese.context.close()
+
+
+@pytest.mark.page
+def test_results_belong_to_what_was_asked(tab: Tab, server: Server, found: Path) -> None:
+    page = tab.page
+    page.goto(f"{server.address}data?data={found}")
+    page.get_by_role("button", name="Check").click()
+    page.get_by_text("Errors to mend before training: 5.").wait_for(timeout=60_000)
+    assert page.locator(".banner-old").count() == 0
+    page.get_by_label("Longest conversation").fill("x")
+    page.get_by_text("these results belong to").wait_for()
+    assert str(found) in page.locator(".banner-old code").inner_text()
+    page.get_by_label("Longest conversation").fill("")
+    page.locator(".banner-old").wait_for(state="detached")
+    page.get_by_label("Data sets").fill("lantern_bay")
+    page.locator(".banner-old").wait_for()
+    page.get_by_role("button", name="Show rows").click()
+    page.get_by_role("heading", name="Rows 1 to 5").wait_for(timeout=60_000)
+    assert page.locator(".finding, .verdict, .banner-old").count() == 0, "the findings were of another set"
+
+    page.get_by_label("Data sets").fill("no_such_set")
+    page.get_by_role("button", name="Check").click()
+    page.get_by_text("The data cannot be checked").wait_for(timeout=60_000)
+    assert page.locator(".rows-card").count() == 0
+    page.get_by_label("Data sets").fill("lantern_bay")
+    page.get_by_text("The data cannot be checked").wait_for(state="detached")
+    assert tab.errors == []

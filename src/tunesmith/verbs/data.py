@@ -14,23 +14,17 @@ from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.plugins import load
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
-from tunesmith.data.config import DataConfig
 from tunesmith.data.doctor.base import SEVERITIES
 from tunesmith.data.doctor.examine import Examination, Stage, examine
 from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
 from tunesmith.data.doctor.histogram import bins, plot
 from tunesmith.data.load import OpenSet, open_set
-from tunesmith.data.mix import order
 from tunesmith.data.part import is_there as is_there
-from tunesmith.data.split import held_out_count, held_out_numbers
-from tunesmith.train.order import total_steps
+from tunesmith.verbs.data_steps import Steps, held_out, steps_of
 from tunesmith.verbs.run_config import TrainRun, load_config
 
 if TYPE_CHECKING:
     from tunesmith.render.token_pass import TokenPass
-
-FEW_STEPS = 30
-"""Optimizer steps; below, a change is seldom seen."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,12 @@ class Checked:
     def ok(self) -> bool:
         """No error was found."""
         return self.found.findings.count("error") == 0
+
+    @property
+    def steps(self) -> Steps:
+        """What training would make of the rows."""
+        other = "other_kind" in self.found.findings.checks()
+        return steps_of(self.config, self.found.shapes["train"].rows, self.found.counts["train"], other_kind=other)
 
 
 def settings(
@@ -121,7 +121,8 @@ def check(
     if picture is not None:
         shape = found.shapes["train"]
         lengths = look.lengths if look is not None else ()
-        plot(picture, dict(shape.turns), lengths, data.max_length, ", ".join(s.name for s in train))
+        learned = look.summary().get("learned_share") if look is not None else None
+        plot(picture, dict(shape.turns), lengths, data.max_length, ", ".join(s.name for s in train), learned)
         progress.say(f"plot: {picture}")
     fixed = None
     if fix is not None:
@@ -141,59 +142,12 @@ def _tokens(run: TrainRun, full: bool, progress: Progress) -> tuple[TokenPass, f
     return TokenPass(renderer, full=full, progress=progress), special_tokens_of(renderer.tokenizer)
 
 
-def held_out(rows: int, data: DataConfig, seed: int) -> frozenset[int]:
-    """The rows that training holds out when there is no evaluation set (of rows that can all be read)."""
-    return frozenset() if data.eval else held_out_numbers(rows, data.eval_share, seed)
-
-
-def steps_line(checked: Checked) -> str:
-    """How many optimizer steps the config makes of the rows, and whether that is enough to see something."""
-    run, rows = checked.config, checked.found.shapes["train"].rows
-    held = 0 if run.data.eval else held_out_count(rows, run.data.eval_share)
-    rows = _rows_per_epoch(checked, rows, held)
-    if rows <= 0:
-        return "no row is left to train on"
-    if "other_kind" in checked.found.findings.checks():
-        return f"the stage {run.stage.kind} learns from other rows than these: see below"
-    loop = run.train
-    steps = total_steps(rows, loop.batch, loop.epochs, loop.max_steps)
-    how = (
-        f"train.max_steps={loop.max_steps}"
-        if loop.max_steps
-        else f"{rows:,} rows × {loop.epochs:g} epochs / {loop.batch}"
-    )
-    few = ": probably too few to see a change" if steps < FEW_STEPS else ""
-    return f"{how} = {steps:,} steps{few}" + (f" ({held:,} row{'' if held == 1 else 's'} held out)" if held else "")
-
-
-def _rows_per_epoch(checked: Checked, rows: int, held: int) -> int:
-    """What is left to train on once ``held`` rows are held out, after weights and mixing."""
-    data = checked.config.data
-    if len(data.train) == 1 and data.train[0].weight == 1 and data.mix == "concat":
-        return rows - held
-    counts = list(checked.found.counts["train"])
-    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-    for row in held_out(ends[-1], data, checked.config.train.seed):
-        counts[next(i for i, end in enumerate(ends) if row < end)] -= 1
-    weights = [choice.weight for choice in data.train]
-    return len(
-        order(
-            counts,
-            weights,
-            mix=data.mix,
-            probabilities=data.probabilities,
-            stop=data.stop,
-            seed=checked.config.train.seed,
-        )
-    )
-
-
 def as_json(checked: Checked) -> Iterator[str]:
     """The report as one JSON object, piece by piece: there may be a million findings. They come last, one a line, so that a reader
     need not hold them all."""
     found = checked.found
     sets = [
-        {"name": s.name, "part": part, "rows": rows, "format": s.format, "reason": s.reason}
+        {"name": s.name, "part": part, "rows": rows, "format": s.format, "reason": s.reason, "notes": list(s.notes)}
         for part, sources in (("train", checked.train), ("eval", checked.eval))
         for s, rows in zip(sources, found.counts[part])  # type: ignore[index]
     ]
@@ -203,7 +157,8 @@ def as_json(checked: Checked) -> Iterator[str]:
         "counts": {severity: found.findings.count(severity) for severity in SEVERITIES},
         "shape": {part: shape.as_dict() for part, shape in found.shapes.items() if shape.rows or shape.unreadable},
         "tokens": _tokens_dict(checked.tokens, checked.config.data.max_length) if checked.tokens is not None else None,
-        "steps": steps_line(checked),
+        "steps": checked.steps.line(),
+        "training": asdict(checked.steps),
         "seconds": round(found.seconds, 3),
         "stopped": found.stopped or None,
         "fixed": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(checked.fixed).items()}

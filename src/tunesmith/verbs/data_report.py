@@ -10,7 +10,7 @@ from rich.text import Text
 from tunesmith.data.doctor.base import SEVERITIES, Finding
 from tunesmith.data.doctor.histogram import bars, bins
 from tunesmith.verbs.console import duration
-from tunesmith.verbs.data import Checked, check_of, steps_line
+from tunesmith.verbs.data import Checked, check_of
 
 COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 FIRST = 3
@@ -54,7 +54,7 @@ def _figures(checked: Checked) -> Iterator[str]:
     yield from found.shapes["train"].lines()
     if checked.tokens is not None:
         yield from _token_figures(checked)
-    yield steps_line(checked)
+    yield checked.steps.line()
 
 
 def _token_figures(checked: Checked) -> Iterator[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from nicegui import ui
 
 from tunesmith.config.errors import UserError
 from tunesmith.web import data_request, data_rows, figures
+from tunesmith.web.data_fields import DataFields
 from tunesmith.web.data_report import Report, read_report
 from tunesmith.web.data_request import Request
 from tunesmith.web.job import Cancelled, Job
@@ -19,12 +19,10 @@ from tunesmith.web.report_view import ReportView
 from tunesmith.web.rows_view import COUNT, RowsView
 from tunesmith.web.shell import button, copy, frame, tag
 
-FIELDS = ("sets", "model", "length")
-
 
 def register(command: Sequence[str]) -> None:
-    """Lay the page at ``/data``. ``?data=SET&data=SET&model=M&length=N`` fills in the fields; nothing is read before a button is
-    pressed, since any site may link here."""
+    """Lay the page at ``/data``. ``?data=SET&data=SET&model=M&length=N&setting=KEY=VALUE`` fills in the fields; nothing is read
+    before a button is pressed, since any site may link here."""
 
     @ui.page("/data")
     def data_page() -> None:
@@ -39,12 +37,11 @@ class _DataPage:
     def __init__(self, request: Request, command: Sequence[str], t: Texts) -> None:
         self.command, self.t = command, t
         self.job: Job | None = None
-        self.inputs: dict[str, Any] = {}
-        self.problems: dict[str, Any] = {}
+        self.asked: Request | None = None  # what the trouble and the results on the page belong to
         tag("h1", t("sets.title"))
         tag("p", t("sets.lead"), "quiet")
         with ui.element("section").classes("card data-form"):
-            self._fields(request)
+            self.fields = DataFields(request, t, self._changed, self.check)
             with ui.element("div").classes("actions"):
                 self.check_button = button(t("sets.check"), self.check, icon="fact_check", style="main")
                 self.show_button = button(t("sets.show"), self.show_first, icon="visibility")
@@ -52,64 +49,47 @@ class _DataPage:
                 self.train_link = tag("a", t("sets.train"), "small-link")
         self.busy = ui.element("div").classes("slot busy-slot").props("role=status")
         self.trouble = ui.element("div").classes("slot").props("role=alert")
+        self.old = ui.element("div").classes("slot").props("role=status")
         self.rows = ui.element("div").classes("slot")
         self.report = ui.element("div").classes("slot report")
         self._changed()
 
-    def _fields(self, request: Request) -> None:
-        with ui.element("div").classes("data-fields"):
-            sets = ui.textarea(value="\n".join(request.sets), placeholder="lantern_bay")
-            sets.props("outlined dense autogrow spellcheck=false input-class=code-box debounce=150")
-            self._field("sets", sets)
-            model = ui.input(value=request.model, placeholder="demo")
-            model.props("outlined dense autocomplete=off spellcheck=false debounce=150")
-            self._field("model", model)
-            length = ui.input(
-                value="" if request.length is None else str(request.length), placeholder=self.t("form.not_set")
-            )
-            length.props("outlined dense autocomplete=off inputmode=numeric debounce=150")
-            self._field("length", length)
-
-    def _field(self, name: str, control: Any) -> None:
-        """Label, control, help and problem, in that order."""
-        t, id = self.t, f"field-data-{name}"
-        with ui.element("div").classes(f"field field-data-{name}"):
-            tag("label", t(f"sets.field_{name}"), "field-label", for_=id)
-            control.props["for"] = id
-            control.props["aria-describedby"] = f"{id}-help"
-            control.move(ui.context.slot.parent)
-            tag("div", t(f"sets.help_{name}"), "field-help", id=f"{id}-help")
-            self.problems[name] = tag("div", css="field-problem", role="alert")
-        control.on_value_change(self._changed)
-        if name != "sets":
-            control.on("keydown.enter", self.check)
-        self.inputs[name] = control
-
-    def _read(self) -> tuple[Request, dict[str, str]]:
-        return data_request.of_fields(*(str(self.inputs[name].value or "") for name in FIELDS))
-
     def _changed(self) -> None:
-        """The link to training holds what is filled in; a mended field is no longer marked."""
-        request, problems = self._read()
+        """The link to training holds what is filled in; a mended field is no longer marked; results of something else are."""
+        request, problems = self.fields.read()
+        self._mark_old(bool(problems) or request != self.asked)
         self.train_link.props["href"] = f"/new?{request.query()}"
         self.train_link.set_visibility(bool(request.sets) and not problems)
         self.train_link.update()
-        for name in FIELDS:
-            if name not in problems:
-                self._mark(name, "")
+        self.fields.mark_mended(problems)
 
-    def _mark(self, name: str, key: str) -> None:
-        self.problems[name].set_text(self.t(key) if key else "")
-        self.problems[name].set_visibility(bool(key))
-        self.inputs[name].props["aria-invalid"] = "true" if key else "false"
+    def _mark_old(self, old: bool) -> None:
+        """Results that do not belong to what is filled in stay to be read, marked; an old failure goes."""
+        self.old.clear()
+        if old:
+            self.trouble.clear()
+        results = [slot for slot in (self.rows, self.report) if list(slot)]
+        for slot in (self.rows, self.report):
+            slot.classes(add="old" if old and slot in results else "", remove="" if old and slot in results else "old")
+        if old and results and self.asked is not None:
+            with self.old, ui.element("section").classes("banner banner-old"):
+                tag("strong", self.t("sets.old"))
+                tag("code", data_request.written(self.asked.check()), "command")
+
+    def _begin(self, request: Request, *, afresh: bool = False) -> None:
+        """From here on the page is about ``request``; results of another are taken away (``afresh``: all)."""
+        if afresh or request != self.asked:
+            self.report.clear()
+            self.rows.clear()
+        self.asked = request
+        self._changed()
 
     def _accepted(self) -> Request | None:
         """What is filled in, or None after saying what is wrong with it."""
-        request, problems = self._read()
-        for name in FIELDS:
-            self._mark(name, problems.get(name, ""))
+        request, problems = self.fields.read()
+        self.fields.mark(problems)
         if problems:
-            ui.run_javascript(f"document.getElementById('field-data-{next(iter(problems))}')?.focus()")
+            self.trouble.clear()
             return None
         address = json.dumps(f"/data?{request.query()}")  # a reload finds the same fields
         ui.run_javascript(f"history.replaceState(null, '', {address})")
@@ -121,8 +101,7 @@ class _DataPage:
         """Ask for a report and draw it."""
         if self.job is not None or (request := self._accepted()) is None:
             return
-        self.report.clear()
-        self.rows.clear()
+        self._begin(request, afresh=True)
 
         async def ask(job: Job, said: Callable[[str], None]) -> None:
             report = await job.run(
@@ -141,6 +120,7 @@ class _DataPage:
     async def _show(self, request: Request, name: str, first: int) -> None:
         if self.job is not None:
             return
+        self._begin(request)
 
         async def ask(job: Job, said: Callable[[str], None]) -> None:
             answer = await job.run(data_rows.read_rows, said=said)
@@ -170,6 +150,8 @@ class _DataPage:
         finally:
             self.job = None
             self._idle()
+            if not self.old.is_deleted:
+                self._changed()  # the fields may have been changed while it ran
 
     def cancel(self) -> None:
         """End the command that runs, if one does."""
@@ -225,7 +207,9 @@ class _DataPage:
             if hint:
                 with ui.element("p"):
                     tag("b", self.t("run.what_to_do") + ": ")
-                    tag("span", hint)
+                    tag("span", hint, "hint-lines")
+            if message and self.t.language != "en":
+                tag("p", self.t("sets.as_said"), "quiet as-said")
 
     def _draw(self, report: Report, request: Request) -> None:
         t = self.t
@@ -234,7 +218,7 @@ class _DataPage:
             outcome = "bad" if errors else "look" if warnings else "good"
             with ui.element("section").classes(f"banner verdict verdict-{outcome}").props("role=status"):
                 tag("strong", t(f"verdict.{outcome}", errors=f"{errors:,}", warnings=f"{warnings:,}"))
-            ReportView(report, t, lambda name, row: self._show(request, name, row))
+            ReportView(report, t, lambda at, row: self._show(request, request.sets[at], row))
             line = data_request.written(request.check())
             with ui.element("div").classes("same"):
                 tag("span", t("sets.same"), "quiet")

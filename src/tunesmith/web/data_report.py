@@ -76,17 +76,23 @@ class Report:
     def count(self, severity: str) -> int:
         return sum(group.count(severity) for group in self.groups)
 
-    def row_of(self, finding: Finding) -> tuple[str, int] | None:
-        """The set of a finding and the number of the row in it, from 1; None for the set as a whole or evaluation rows."""
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """Figures of the optimizer steps."""
+        return _mapping(self.head.get("training"))
+
+    def row_of(self, finding: Finding) -> tuple[int, int] | None:
+        """Which of the training sets a finding is of, from 0, and the number of the row in it, from 1; None for the set as a whole
+        or evaluation rows."""
         if finding.part != "train" or finding.row < 0:
             return None
         row = finding.row
-        for source in self.sets:
+        for at, source in enumerate(s for s in self.sets if s.get("part") == "train"):
             rows = source.get("rows")
-            if source.get("part") != "train" or not isinstance(rows, int):
+            if not isinstance(rows, int):
                 continue
             if row < rows:
-                return str(source.get("name", "")), row + 1
+                return at, row + 1
             row -= rows
         return None
 

@@ -11,6 +11,7 @@ from tunesmith.web import histogram
 from tunesmith.web.data_report import SEVERITIES, Finding, Group, Report
 from tunesmith.web.figures import is_number
 from tunesmith.web.language import Texts, table
+from tunesmith.web.sentences import mend_in_words, reason_in_words
 from tunesmith.web.shell import button, tag
 
 FIRST = 3
@@ -27,9 +28,10 @@ def severity_chip(severity: str, text: str) -> Any:
 
 
 class ReportView:
-    """Draws a report where it is made. ``show_row(set, number)`` is called for the row of a finding."""
+    """Draws a report where it is made. ``show_row(set, number)`` is called for the row of a finding: which training set,
+    from 0, and its row, from 1."""
 
-    def __init__(self, report: Report, t: Texts, show_row: Callable[[str, int], Any]) -> None:
+    def __init__(self, report: Report, t: Texts, show_row: Callable[[int, int], Any]) -> None:
         self.report, self.t, self.show_row = report, t, show_row
         self.severity = ""
         self.opened: set[str] = set()
@@ -41,6 +43,8 @@ class ReportView:
                 tag("h2", t("sets.findings"))
                 self.filters = ui.element("div").classes("filters").props("role=group")
                 self.filters.props["aria-label"] = t("sets.filter")
+            if t.language != "en" and any(report.count(s) for s in SEVERITIES):
+                tag("p", t("sets.as_said"), "quiet as-said")
             self.body = ui.element("div").classes("finding-groups")
         self._draw_filters()
         self._draw_findings()
@@ -57,7 +61,11 @@ class ReportView:
             with ui.element("p").classes("set-line"):
                 tag("b", str(source.get("name", "")))
                 line = t("sets.set_line", rows=_count(source.get("rows")), format=source.get("format", ""))
-                tag("span", f"{line} ({source.get('reason', '')})", "quiet")
+                reason = reason_in_words(str(source.get("reason", "")), t)
+                tag("span", t("sets.because", line=line, reason=reason), "quiet")
+            notes = source.get("notes")
+            for note in notes if isinstance(notes, list) else []:
+                tag("p", str(note), "quiet set-note")
         with ui.element("dl").classes("tiles"):
             for name, value in self._tiles():
                 with ui.element("div").classes("tile"):
@@ -66,7 +74,21 @@ class ReportView:
         self._charts()
         with ui.element("p"):
             tag("b", t("sets.steps") + ": ")
-            tag("span", str(report.head.get("steps", "")))
+            tag("span", self._steps())
+
+    def _steps(self) -> str:
+        """The optimizer steps in words; those of the command where the numbers are missing."""
+        t, plan = self.t, self.report.training
+        if plan.get("none") in ("no_rows", "other_kind"):
+            return t(f"steps.{plan['none']}", stage=str(plan.get("stage", "")))
+        names = ("steps", "rows", "batch", "max_steps", "held_out")
+        if not all(is_number(plan.get(name)) for name in (*names, "epochs")):
+            return str(self.report.head.get("steps", ""))
+        values = {name: _count(plan[name]) for name in names} | {"epochs": f"{plan['epochs']:g}"}
+        line = t("steps.limited" if plan["max_steps"] else "steps.counted", **values)
+        if plan["held_out"]:
+            line = t("steps.held_out", line=line, **values)
+        return t("steps.few", line=line) if plan.get("few") else line
 
     def _tiles(self) -> list[tuple[str, str]]:
         shape, tokens = self.report.shape, self.report.tokens
@@ -161,7 +183,7 @@ class ReportView:
         with ui.element("ul").classes("finding-list"):
             for finding in shown:
                 with ui.element("li").classes(f"finding finding-{finding.severity}"):
-                    self._finding(finding, with_mend=finding.mend != before)
+                    self._finding(finding, group.check, with_mend=finding.mend != before)
                 before = finding.mend
         total = group.count(self.severity)
         if len(shown) < len(found):
@@ -185,7 +207,7 @@ class ReportView:
             "?.querySelector('button')?.focus({preventScroll: true})"
         )
 
-    def _finding(self, finding: Finding, *, with_mend: bool) -> None:
+    def _finding(self, finding: Finding, check: str, *, with_mend: bool) -> None:
         t = self.t
         message = finding.message.removeprefix(finding.place).lstrip(":, ") if finding.place else finding.message
         with ui.element("p").classes("finding-line"):
@@ -205,7 +227,7 @@ class ReportView:
         if finding.mend and with_mend:
             with ui.element("p").classes("mend"):
                 tag("b", t("sets.mend") + ": ")
-                tag("span", finding.mend)
+                tag("span", mend_in_words(check, finding.mend, t))
 
 
 def _count(value: Any) -> str:

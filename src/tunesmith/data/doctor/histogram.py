@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _BLOCKS = " ▏▎▍▌▋▊▉█"
+_COLOUR = "#1f5fa8"
+_IN_SIGHT = 4
+"""A limit up to so many times the longest row is drawn."""
 
 
 def bins(lengths: Sequence[int], limit: int | None = None, most: int = 10) -> list[tuple[int, int, int]]:
@@ -52,8 +59,16 @@ def bars(found: Sequence[tuple[int, int, int]], width: int = 40) -> list[str]:
     return lines
 
 
-def plot(path: Path, turns: dict[int, int], lengths: Sequence[int], limit: int | None, title: str) -> None:
-    """A picture of the turns per row and, when there are any, the tokens per row, with ``limit`` (data.max_length) marked.
+def plot(
+    path: Path,
+    turns: dict[int, int],
+    lengths: Sequence[int],
+    limit: int | None,
+    title: str,
+    learned: float | None = None,
+) -> None:
+    """A picture of the turns per row and, when there are any, the tokens per row, with ``limit`` (data.max_length) marked and
+    the share of ``learned`` tokens in the title.
 
     Raises OSError when it cannot be written.
     """
@@ -61,23 +76,42 @@ def plot(path: Path, turns: dict[int, int], lengths: Sequence[int], limit: int |
 
     figure = Figure(figsize=(9 if lengths else 5, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots(1, 2 if lengths else 1, squeeze=False)[0]
-    axes[0].bar(list(turns), list(turns.values()), color="#1f5fa8")
-    axes[0].set_xlabel("turns per row")
-    axes[0].set_ylabel("rows")
-    axes[0].locator_params(axis="x", integer=True)
+    _draw_turns(axes[0], turns)
     if lengths:
-        values: NDArray[np.int64] = np.asarray(lengths, dtype=np.int64)
-        axes[1].hist(values, bins=min(60, max(5, int(values.max() - values.min()) + 1)), color="#1f5fa8")
-        axes[1].set_xlabel("tokens per row")
-        if limit is not None and values.max() > 0.5 * limit:
-            axes[1].axvline(limit, color="#d9822b", label=f"data.max_length = {limit}")
-            axes[1].legend(frameon=False)
+        _draw_lengths(axes[1], lengths, limit)
     for one in axes:
         one.grid(alpha=0.25, axis="y")
-    figure.suptitle(title, fontsize=10)
+        one.set_axisbelow(True)
+        one.yaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title if learned is None else f"{title}\nlearned tokens: {learned:.0%}", fontsize=10)
     temporary = path.with_name(f".{path.name}.partial.png")
     try:
         figure.savefig(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _draw_turns(axes: Axes, turns: dict[int, int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.bar(list(turns), list(turns.values()), color=_COLOUR)
+    axes.set_xlabel("turns per row")
+    axes.set_ylabel("rows")
+    if turns:  # room on both sides: a single bar would fill the picture, and there would be ticks inside it
+        axes.set_xlim(min(turns) - 1.5, max(turns) + 1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _draw_lengths(axes: Axes, lengths: Sequence[int], limit: int | None) -> None:
+    values: NDArray[np.int64] = np.asarray(lengths, dtype=np.int64)
+    axes.hist(values, bins=min(60, max(5, int(values.max() - values.min()) + 1)), color=_COLOUR)
+    axes.set_xlabel("tokens per row")
+    if limit is None:
+        return
+    label = f"data.max_length = {limit:,}"
+    if limit <= _IN_SIGHT * values.max():
+        axes.axvline(limit, color="#d9822b", label=label)
+        axes.legend(frameon=False)
+    else:  # a line out there would press all bars into one
+        axes.set_xlabel(f"tokens per row\n({label} lies far to the right)")
