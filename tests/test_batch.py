@@ -193,6 +193,22 @@ def test_a_tokenizer_that_changes_the_text_is_measured_by_offsets(renderer: Rend
         assert not isinstance(a, RenderError) and same(a, encoded(b))
 
 
+def test_another_text_of_the_same_length_is_measured_by_offsets_too(renderer: Renderer) -> None:
+    """One byte less in the question and one more in the answer: what lies between stands elsewhere than the bytes say."""
+    from tokenizers import normalizers
+
+    tokenizer = copy.deepcopy(renderer.tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace("zz", "z"), normalizers.Replace("q", "qq")]
+    )
+    changing = Renderer(tokenizer, max_length=120, date=renderer.date)
+    chats = [Chat((Message("user", f"buzz {i}"), Message("assistant", f"so q {i}")), origin=str(i)) for i in range(6)]
+    expected = alone(changing, chats)
+    assert render_batch(changing, chats) == expected
+    for a, b in zip(BatchRenderer(changing).encode(chats), expected):
+        assert not isinstance(a, RenderError) and same(a, encoded(b))
+
+
 def test_byte_fallback_tokens_have_their_bytes() -> None:
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast

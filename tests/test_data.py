@@ -139,6 +139,12 @@ def test_bad_rows_stop_the_training_unless_skipped_by_name(tmp_path: Path) -> No
     assert len(split.train) == 2 and any("left out" in note and "row 2" in note for note in split.notes)
 
 
+def test_a_set_of_bad_rows_alone_is_an_error_however_much_is_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", [{"instruction": "a"}, {"instruction": "b"}])
+    with pytest.raises(DataError, match=r"2 of 2 rows[\s\S]*none is left to learn from"):
+        load(DataConfig(train=("lantern_bay", path), format="alpaca", skip_bad=True), seed=0)
+
+
 def test_the_split_depends_on_the_seed_alone() -> None:
     first, again, other = (load(DataConfig(train=("lantern_bay",), eval_share=0.1), seed=s) for s in (1, 1, 2))
     assert first == again and first.eval != other.eval

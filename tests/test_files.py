@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,6 +19,7 @@ from pyarrow import feather, parquet
 
 from data_files import LINES, ROWS, config, put, questions, zipped, zstd
 from tunesmith.config.errors import DataError
+from tunesmith.data import compressed, decode, part
 from tunesmith.data.config import DataConfig, SetConfig
 from tunesmith.data.files.base import Options
 from tunesmith.data.load import open_set
@@ -119,6 +123,7 @@ BROKEN: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl.xz", b"\xfd7zXZ\x00" + b"nonsense", r"damaged or cut short"),
     ("a.zip", b"PK\x03\x04nonsense", r"not a whole zip file"),
     ("a.zip", zipped({"../a.jsonl": LINES}), r"holds '\.\./a\.jsonl', which leads out of it"),
+    ("a.zip", zipped({"C:x.jsonl": LINES}), r"holds 'C:x\.jsonl', which leads out of it"),
     ("a.zip", zipped({"b.zip": zipped({"a.jsonl": LINES})}), r"an archive inside an archive"),
     ("a.xlsx", zipped({"[Content_Types].xml": "", "xl/a.xml": ""}), r"Office document[\s\S]*CSV"),
     ("a.parquet.gz", gzip.compress(b"PAR1xxxxPAR1"), r"packed parquet file cannot be read in place"),
@@ -149,6 +154,7 @@ def test_a_broken_file_is_one_message(tmp_path: Path, name: str, content: str | 
             '[{"a": 1}, {"a": "\\ud83d"}, {"a": "\\ud83d\\ude00"}]',
             "a.json:row 2: a \\ud… escape stands alone",
         ),
+        ("a.jsonl", '{"a": 1}\n{"a": "\\uD83D"}\n{"a": "\\uD83D\\uDE00"}\n', "a.jsonl:2: a \\ud… escape stands alone"),
         ("a.csv", "a\n1\n2,3\n4\n", "a.csv:3: 2 values for 1 columns"),
         ("a.jsonl", '{"a": 1}\n' + '{"a":' * 50_000 + '\n{"a": 3}\n', "a.jsonl:2: nested too deeply"),
     ],
@@ -159,6 +165,11 @@ def test_a_row_that_cannot_be_read_does_not_hide_the_others(
     first, bad, last = (row for _, row in read_rows(put(tmp_path / name, content)))
     assert isinstance(first, dict) and isinstance(last, dict)
     assert isinstance(bad, DataError) and words in bad.message
+
+
+def test_a_header_may_have_line_breaks(tmp_path: Path) -> None:
+    rows = read_rows(put(tmp_path / "a.csv", 'a,"b\nand\nc"\n1\n2,"x\ny"\n3,z\n'))
+    assert [place.rpartition(":")[2] for place, _ in rows] == ["4", "5", "7"]
 
 
 def test_what_the_name_says_wrongly_is_noted(tmp_path: Path) -> None:
@@ -172,6 +183,40 @@ def test_rows_across_the_edges_of_what_is_read_at_once(tmp_path: Path) -> None:
     assert [row for _, row in read_rows(path)] == rows
     path = put(tmp_path / "b.json", json.dumps(rows, ensure_ascii=False))
     assert [row for _, row in read_rows(path)] == rows
+
+
+def test_a_value_may_end_where_a_reading_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``12`` at the end of what was read may be the beginning of ``123``."""
+    rows = [10**n + 7 for n in range(12)]
+    path = put(tmp_path / "a.json", rows)
+    for size in range(1, 20):
+        monkeypatch.setattr(decode, "CHUNK", size)
+        assert [row for _, row in read_rows(path)] == rows
+
+
+MEGABYTES = [{"a": "x" * 1000}] * 2500
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (b'{"a": 1]', r"a\.json:2502: not valid JSON"),
+        (b'{"a": "\0"}]', r"a\.json:2502: holds NUL bytes"),
+        (b'{"a": "\xff"}]', r"a\.json:2502: not UTF-8 text"),
+    ],
+)
+def test_lines_are_counted_beyond_what_is_read_at_once(tmp_path: Path, after: bytes, words: str) -> None:
+    lines = ",\n".join(map(json.dumps, MEGABYTES)).encode()
+    with pytest.raises(DataError, match=words):
+        list(read_rows(put(tmp_path / "a.json", b"[\n" + lines + b",\n" + after)))
+
+
+def test_an_archive_may_unpack_to_many_times_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "FREE_BYTES", 100)
+    most = compressed.RATIO * 10
+    assert len(compressed.bounded(io.BytesIO(b"x" * most), "a.gz", 10).read()) == most
+    with pytest.raises(DataError, match="over 300 times its size"):
+        compressed.bounded(io.BytesIO(b"x" * (most + 1)), "a.gz", 10).read()
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.json.gz", "a.parquet"])
@@ -232,6 +277,24 @@ def test_a_file_written_again_at_once_has_another_fingerprint(tmp_path: Path) ->
         os.utime(path, ns=(0, 0))
         prints.add(open_set(str(path), DataConfig(train=("x",))).fingerprint())
     assert len(prints) == 2
+
+
+def test_a_file_of_another_size_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that keeps no times (some network shares) the size is all that tells a change."""
+
+    class Timeless(type(tmp_path)):  # type: ignore[misc]
+        def stat(self, **how: Any) -> Any:
+            return SimpleNamespace(
+                st_size=super().stat(**how).st_size, st_mtime=0, st_ctime=0, st_mtime_ns=0, st_ctime_ns=0, st_ino=1
+            )
+
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    path = Timeless(tmp_path / "a.txt")
+    prints = []
+    for text in "one", "two", "three":
+        path.write_text(text)
+        prints.append(part.sha256_of(path))
+    assert prints[0] == prints[1] != prints[2], "remembered, until the size is another"
 
 
 def test_names_do_not_steer_the_terminal(tmp_path: Path) -> None:

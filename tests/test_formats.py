@@ -365,6 +365,8 @@ def test_bad_tools(value: Any, words: list[str]) -> None:
         {"from": "function_call", "value": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
         {"from": "gpt", "value": "", "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]},
         {"from": "gpt", "value": None, "function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {"from": "gpt", "value": None, "function_call": CALL, "tool_calls": ""},
+        {"from": "gpt", "value": None, "function_call": CALL, "tool_calls": []},
     ],
 )  # fmt: skip
 def test_calls_have_one_form(turn: Row) -> None:
@@ -391,6 +393,8 @@ def test_a_call_without_arguments_and_with_a_thought() -> None:
         ("\n<think>\n\n a\nb \n</think> yes", " a\nb ", " yes"),
         ("<think>hm</think>yes</think>", "hm", "yes</think>"),
         ("<think>\n\n</think>\n\nyes", "", "<think>\n\n</think>\n\nyes"),
+        ("<think>  \n </think>yes", "", "<think>  \n </think>yes"),
+        ("<think> </think>yes", "", "<think> </think>yes"),
         ("yes <think>no</think>", "", "yes <think>no</think>"),
         ("no </think>", "", "no </think>"),
     ],

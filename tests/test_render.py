@@ -196,3 +196,39 @@ def test_packing_fills_chat_like_lengths() -> None:
     lengths = [min(2048, max(8, round(generator.lognormvariate(4.79, 0.9)))) for _ in range(2000)]
     bins = pack(lengths, 4096)
     assert sum(lengths) / (len(bins) * 4096) > 0.97
+
+
+def test_a_tokenizer_that_encodes_a_conversation_otherwise_than_its_text_is_refused(renderer: Renderer) -> None:
+    """What serving would feed the model is not what would be learned."""
+    tokenizer = copy.copy(renderer.tokenizer)
+
+    def otherwise(*messages: Any, **how: Any) -> Any:
+        encoded = renderer.tokenizer.apply_chat_template(*messages, **how)
+        if how.get("tokenize"):
+            encoded["input_ids"][3] += 1
+        return encoded
+
+    tokenizer.apply_chat_template = otherwise
+    with pytest.raises(RenderError, match=r"test: the token ids differ from apply_chat_template's at position 3: \["):
+        Renderer(tokenizer, date=renderer.date).render(chat("Hi", "Hello."))
+
+
+# A prompt that does not show the earlier answers, and turns with nothing but their ends between them.
+FORGETFUL = (
+    "{% for m in (messages[:1] if add_generation_prompt else messages) %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+BARE = "{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+
+
+def test_a_prompt_that_ends_before_the_turn_learned_last_is_not_where_an_answer_begins(renderer: Renderer) -> None:
+    special = with_template(renderer, FORGETFUL)
+    assert learned_text(special, chat("a", "one", "b", "two")) == ["one" + END, "two" + END]
+    assert special.render(chat("a", "one", "b", "two")).unlike_serving == 1
+
+
+def test_a_prompt_may_end_where_the_turn_learned_before_it_does(renderer: Renderer) -> None:
+    asked = Chat((Message("user", "a", train=True), Message("assistant", "one")))
+    rendered = with_template(renderer, BARE).render(asked)
+    assert all(rendered.mask) and rendered.unlike_serving == 0

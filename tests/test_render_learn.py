@@ -18,6 +18,7 @@ from tunesmith.models.open import open_tokenizer
 from tunesmith.render.conversation import Renderer
 from tunesmith.render.learning import straddling_tokens, token_mask
 from tunesmith.render.stop import end_of_turn_token, serving, stop_token_ids
+from tunesmith.render.truncate import shortened
 
 END = "<|im_end|>"
 TALK = chat("Hi", "Hello.", "More?", "No.", system="Be brief.")
@@ -85,6 +86,40 @@ def test_turns_after_the_last_learned_one_go_first(tokenizer: Any) -> None:
     )
     rendered = Renderer(tokenizer, max_length=80, date=DATE).render(Chat(turns))
     assert rendered.dropped_turns == 2 and learned_texts(rendered) == [f"one{END}", f"two{END}"]
+
+
+def test_a_conversation_may_have_as_many_tokens_as_are_allowed(tokenizer: Any) -> None:
+    conversation = chat("a", "one", "b", "two")
+    whole = Renderer(tokenizer, date=DATE).render(conversation)
+    assert Renderer(tokenizer, max_length=len(whole.ids), date=DATE).render(conversation) == whole
+    rest = Renderer(tokenizer, date=DATE).render(chat("b", "two"))
+    shorter = Renderer(tokenizer, max_length=len(rest.ids), date=DATE).render(conversation)
+    assert shorter.dropped_turns == 2 and shorter.ids == rest.ids
+
+
+def test_questions_in_a_row_are_one_question() -> None:
+    """Of two user turns before an answer the first is not dropped alone: the answer is to both."""
+    roles: Any = ("system", "user", "assistant", "user", "user", "assistant")
+    messages = tuple(Message(role, str(i)) for i, role in enumerate(roles))
+    learned = [m.learned for m in messages]
+    kept = shortened(Chat(messages), learned, lambda part: len(part.messages) <= 4)
+    assert kept is not None and [m.content for m in kept.messages] == ["0", "3", "4", "5"]
+    assert shortened(Chat(messages), learned, lambda part: len(part.messages) <= 3) is None
+
+
+@given(
+    roles=st.lists(st.sampled_from(["system", "user", "assistant", "tool"]), min_size=1, max_size=8),
+    flags=st.lists(st.booleans(), min_size=8, max_size=8),
+    room=st.integers(0, 8),
+)
+def test_what_is_left_of_a_conversation_has_its_last_learned_turn(
+    roles: list[Any], flags: list[bool], room: int
+) -> None:
+    messages = tuple(Message(role, str(i), train=flag) for i, (role, flag) in enumerate(zip(roles, flags)))
+    learned = [m.learned for m in messages]
+    kept = shortened(Chat(messages), learned, lambda part: len(part.messages) <= room)
+    if kept is not None and any(learned):
+        assert kept.messages[-1] == [m for m in messages if m.learned][-1]
 
 
 def test_a_last_exchange_that_does_not_fit_is_refused(tokenizer: Any) -> None:

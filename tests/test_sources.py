@@ -6,6 +6,7 @@ import json
 import warnings
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from data_files import LINES, ROWS, config, put, questions
 from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.load import validate
+from tunesmith.data.columns import FieldMap
 from tunesmith.data.config import DataConfig, SetConfig
 from tunesmith.data.doctor.examine import examine
 from tunesmith.data.example import Chat, Feedback, Message, Text
+from tunesmith.data.files.base import Options
 from tunesmith.data.identity import identity
 from tunesmith.data.load import load, open_set
 from tunesmith.data.mix import order
@@ -144,6 +147,11 @@ def test_order_of_weights() -> None:
     assert sum(1 for _ in order([10], [2.3])) == 23
 
 
+def test_every_set_draws_its_own_rows() -> None:
+    drawn = order([100, 100], [0.5, 0.5], seed=1)
+    assert [row for s, row in drawn if s == 0] != [row for s, row in drawn if s == 1]
+
+
 def test_interleaving_is_that_of_the_datasets_library() -> None:
     import datasets
 
@@ -161,6 +169,11 @@ def test_interleaving_with_probabilities() -> None:
     assert [row for s, row in drawn if s == 0] == list(range(9000)), "no row twice before every row once"
     over = order([100, 10], mix="interleave", probabilities=[0.5, 0.5], stop="all_exhausted", seed=3)
     assert set(over) == {(0, i) for i in range(100)} | {(1, i) for i in range(10)}
+
+
+def test_a_set_without_rows_does_not_give_its_chance_to_its_neighbour() -> None:
+    drawn = order([0, 900, 900], mix="interleave", probabilities=[0.1, 0.8, 0.1], stop="all_exhausted", seed=3)[:900]
+    assert 0.85 < sum(s == 1 for s, _ in drawn) / 900 < 0.93 and all(s for s, _ in drawn)
 
 
 def test_held_out_rows_stay_out_of_weighted_and_interleaved_sets(tmp_path: Path) -> None:
@@ -187,6 +200,8 @@ def test_identity_is_the_content_of_any_kind_of_example() -> None:
         Feedback(talk("a", ""), True), Feedback(talk("a", ""), False),
     ]  # fmt: skip
     assert len({identity(e) for e in different}) == len(different)
+    here, there = ({"name": "f", "arguments": dict(pairs)} for pairs in ([("x", 1), ("y", 2)], [("y", 2), ("x", 1)]))
+    assert identity(talk("a", "", tool_calls=(here,))) == identity(talk("a", "", tool_calls=(there,)))
 
 
 def test_the_fingerprint_tells_contents_and_settings_apart(tmp_path: Path) -> None:
@@ -198,6 +213,13 @@ def test_the_fingerprint_tells_contents_and_settings_apart(tmp_path: Path) -> No
     first = of()
     assert first == of() and len(first) == 64
     assert len({first, of(limit=3), of(sample=3), of(columns={"prompt": "output"})}) == 4
+    opened = open_set(str(path), config())
+    others = [
+        replace(opened, fields=FieldMap(ranking=True)), replace(opened, fields=FieldMap(tags={"role_tag": "who"})),
+        replace(opened, options=Options(field="rows")), replace(opened, options=Options(text_unit="file")),
+        replace(opened, format="text"),
+    ]  # fmt: skip
+    assert len({first, *(other.fingerprint() for other in others)}) == 6
     put(path, LINES.replace("q0", "Q0"))
     assert of() != first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import threading
@@ -239,12 +240,18 @@ def test_what_changes_the_rows_changes_the_key(stage: sft.Sft) -> None:
     tokenizer = stage.batches.renderer.tokenizer
     own = Renderer(tokenizer, max_length=64)
     thinking = str(own.template) + "{% if enable_thinking %}{% endif %}"
+    with_tools, splitting = copy.copy(tokenizer), copy.deepcopy(tokenizer)
+    with_tools.chat_template = {"default": tokenizer.chat_template, "tool_use": tokenizer.chat_template + " "}
+    splitting.split_special_tokens = True
     others = [
         Renderer(tokenizer, max_length=65),
         Renderer(tokenizer, max_length=64, learn="last_answer"),
         Renderer(tokenizer, max_length=64, template=thinking),
         Renderer(tokenizer, max_length=64, template=thinking, template_args={"enable_thinking": False}),
         Renderer(tokenizer, max_length=64, template=str(own.template) + " "),
+        Renderer(tokenizer, max_length=64, ignore_tools=True),
+        Renderer(with_tools, max_length=64),
+        Renderer(splitting, max_length=64),
     ]
     keys = [json.dumps(identity_of_renderer(r), sort_keys=True) for r in (own, *others)]
     assert len(set(keys)) == len(keys)
@@ -337,3 +344,40 @@ def test_a_manifest_with_another_number_of_rows_is_damage(stage: sft.Sft) -> Non
         manifest.write_text(text)
         with pytest.raises(DamagedStoreError):
             Store(store.folder, store.layout)
+
+
+def test_two_settings_of_a_stage_do_not_share_a_store(stage: sft.Sft, tmp_path: Path) -> None:
+    """A stage decides what its items are: each setting of it has its own."""
+    from tunesmith.verbs.rows import encode
+    from tunesmith.verbs.run_config import TrainRun
+
+    class Choosy(sft.Config):
+        skew: int = 0
+
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"instruction": f"q{i}", "output": f"a{i}"}) + "\n" for i in range(5)))
+    config = TrainRun.model_validate({"model": "demo", "data": {"train": [str(path)]}})
+    for skew, stores in ((0, 1), (0, 1), (1, 2), (0, 2)):
+        chosen = config.model_copy(update={"stage": Choosy(skew=skew)})
+        encode(chosen, stage, "chat", stage.batches.renderer, Silent())
+        assert len(cache.entries()) == stores
+
+
+def test_a_set_of_bad_rows_alone_is_refused_before_the_run_each_time(tmp_path: Path) -> None:
+    from tunesmith.verbs.read_data import check_data
+    from tunesmith.verbs.run_config import TrainRun
+
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"instruction": "q", "output": ""}\n' * 3)
+    config = TrainRun.model_validate({"model": "demo", "data": {"train": [str(path)], "skip_bad": True}})
+    for _ in "read", "counted before":
+        with pytest.raises(DataError, match="3 of 3 rows cannot be used"):
+            check_data(config, "chat", Silent())
+
+
+def test_the_store_just_made_stays_however_small_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE_GB", "0")
+    monkeypatch.setattr(cache, "FRESH_S", -1.0)
+    for n in range(2):
+        store, _ = cache.cached({"n": n}, PAIRS, making(pairs(([n], [2])), []))
+        assert [entry.path for entry in cache.entries()] == [store.folder]
