@@ -16,6 +16,6 @@ def verdict_finding(name: str, column: str) -> base.Finding:
     return base.Finding(
         "warning",
         f"the column {column!r} is not read; if it tells good answers from bad ones, the bad ones would be learned too",
-        f"'{{set: {name}, columns: {{kto_tag: {column}}}}}' makes feedback of the rows; leave out the bad rows to learn the good ones",
+        "map it (columns: {kto_tag: …}) to make feedback of the rows, or take the bad rows out to learn the good ones",
         name,
     )
