@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from tunesmith.config.errors import DataError
 from tunesmith.config.plugins import load, names
