@@ -222,7 +222,12 @@ FILES = [
     Case("nul-in-csv", {"set.csv": b"instruction,output\na,b\x00c\n"}, ("NUL",), place="set.csv:2"),
     Case("binary-as-json", {"set.json": bytes(range(256)) * 20}, ("UTF-8",), place="set.json:1"),
     Case("a-picture", {"set.json": b"\x89PNG\r\n\x1a\n" + bytes(100)}, (), place="set.json"),
-    Case("html-page", {"set.json": b"<!DOCTYPE html><html><body>404</body></html>"}, ("JSON",), place="set.json:1"),
+    Case(
+        "html-page",
+        {"set.json": b"<!DOCTYPE html><html><body>404</body></html>"},
+        ("web page", "raw"),
+        place="set.json",
+    ),
     Case(
         "git-lfs-pointer",
         {"set.parquet": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"},
@@ -320,6 +325,8 @@ ROWS = [
     row("a-number-of-5000-digits", b'{"instruction": "a", "output": "b", "n": ' + b"9" * 5000 + b"}", "5,000 digits"),
     row("half-a-character-in-inner-json", {**TALK, "tools": '[{"name": "f\\ud800"}]'}, "half a character", good=TALK),
     row("a-key-twice-in-inner-json", {**TALK, "tools": '[{"name": "f", "name": "g"}]'}, "'name'", "twice", good=TALK),
+    row("arguments-nested-too-deep", {**TALK, "tools": "[" * 600 + "]" * 600}, "nested", good=TALK),
+    row("two-system-texts", {**talk(("system", "one"), ("user", "a"), ("assistant", "b")), "system": "two"}, "system", good=TALK),
     row("null-row", b"null", "object"),
     row("list-row", b"[1, 2]", "object"),
     row("duplicate-keys", b'{"instruction": "a", "output": "b", "output": "c"}', "'output'", "twice"),

@@ -188,7 +188,9 @@ def test_every_kind_has_its_sides(renderer: Renderer, example: Any, labels: list
     assert [side.label for side in made] == labels
     assert [any(s.rendered.mask) for s in made] == [s.learns for s in made]
     if isinstance(example, Text):
-        assert all(made[0].rendered.mask) and made[0].rendered.text == "plain words"
+        assert (
+            made[0].rendered.mask[0] == 0 and all(made[0].rendered.mask[1:]) and made[0].rendered.text == "plain words"
+        )
     if isinstance(example, Prompt):
         assert made[0].rendered.text.endswith("<|im_start|>assistant\n")
 
@@ -275,3 +277,10 @@ def test_show_as_read_and_as_tokens(tiny: Path, tmp_path: Path) -> None:
 
 def test_special_tokens_of_a_model(renderer: Renderer) -> None:
     assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= special_tokens_of(renderer.tokenizer)
+
+
+def test_learning_everything_is_no_answer_without_an_end(tiny: Path, tmp_path: Path) -> None:
+    name = rows_file(tmp_path / "in.jsonl", *(messages(f"q{i}", f"a{i}") for i in range(4)))
+    for learn in "answers", "everything":
+        run, _ = verb.settings([name], [f"data.learn={learn}"], model=str(tiny))
+        assert "end_of_turn" not in verb.check(run, SILENT, tokens=True).found.findings.checks()

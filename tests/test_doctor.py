@@ -113,7 +113,7 @@ def test_a_check_finds_its_row_and_passes_the_near_miss(check: str) -> None:
 
 
 def test_every_check_is_tested_and_says_what_it_mends() -> None:
-    tested = {*ROWS, "leaks", "other_kind"}
+    tested = {*ROWS, "leaks", "other_kind", "unread_verdict"}
     assert set(names(CHECKS)) == tested
     for name in tested:
         module = load(CHECKS, name)
@@ -123,7 +123,7 @@ def test_every_check_is_tested_and_says_what_it_mends() -> None:
 def test_a_finding_names_place_excerpt_and_mend() -> None:
     (finding,) = found("unreadable", chat("a", "b"), DataError("data/x.jsonl:7: 'output' is missing", hint="add it"))
     assert finding.place == "data/x.jsonl:7" and finding.mend == "add it" and finding.fix == "drop" and finding.row == 1
-    assert finding.excerpt == "{'row': 2}" and finding.severity == "error"
+    assert finding.excerpt == '{"row": 2}' and finding.severity == "error"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_tool_calls_make_rows_different() -> None:
     ("values", "expected"),
     [
         ([Text("a b c")], "1 text"), ([Prompt((Message("user", "q"),), "42")], "1 prompt"), ([pair("a", "b")], "1 preference"),
-        ([Feedback(chat("a", "b"), False)], "0 marked good, 1 bad"), ([chat("a", "b", system="s")], "1 rows with a system prompt"),
+        ([Feedback(chat("a", "b"), False)], "0 marked good, 1 bad"), ([chat("a", "b", system="s")], "1 row with a system prompt"),
     ],
 )  # fmt: skip
 def test_every_kind_is_counted(values: list[Any], expected: str) -> None:

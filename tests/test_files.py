@@ -240,3 +240,20 @@ def test_names_do_not_steer_the_terminal(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         open_set(str(path), DataConfig(train=("x",)))
     assert "\x1b" not in str(error.value) and "\\x1b[31m" in error.value.message
+
+
+def test_texts_that_come_a_thousand_times_are_held_once(tmp_path: Path) -> None:
+    """A Parquet file of some kilobytes whose rows all point at one long text must not fill the memory, nor may a row too long."""
+    text = "x" * (8 << 20)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 400), pa.array([text]))
+    parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    tracemalloc.start()
+    count = sum(len(row["text"]) == len(text) for _, row in read_rows(tmp_path / "a.parquet"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 400 and peak < 300 << 20
+    long = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(["y" * (65 << 20), "z"]))
+    parquet.write_table(pa.table({"text": long}), tmp_path / "b.parquet", compression="zstd")
+    rows = [row for _, row in read_rows(tmp_path / "b.parquet")]
+    assert [isinstance(row, DataError) for row in rows] == [True, False, True] and "64 MB" in rows[0].message

@@ -237,10 +237,12 @@ def test_turns_and_history_as_json_text() -> None:
     refused({"conversations": "[{"}, "should be a list of turns, found str", format="sharegpt")
 
 
-def test_a_system_turn_comes_before_the_column_and_an_empty_one_is_none() -> None:
+def test_a_system_turn_and_a_column_say_the_same_or_one_is_empty() -> None:
     turns = [("human", "a"), ("gpt", "b")]
     assert told(read(share(*turns, system="column")).messages)[0] == ("system", "column")
-    assert told(read(share(("system", "turn"), *turns, system="column")).messages)[0] == ("system", "turn")
+    assert told(read(share(("system", "turn"), *turns, system=" turn ")).messages)[0] == ("system", "turn")
+    with pytest.raises(DataError, match="only one of them"):  # LLaMA-Factory drops the column's without a word
+        read(share(("system", "turn"), *turns, system="column"))
     assert told(read(share(("system", " "), *turns)).messages)[0] == ("user", "a")
 
 

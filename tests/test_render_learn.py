@@ -239,8 +239,27 @@ def test_words_that_a_template_cuts_away_are_no_silent_loss(tokenizer: Any, name
     renderer = renderer_of(tokenizer, template)
     for answer in "Write </think> at the end.", "a <think>b</think> c":
         for more in (), ("ok?", "Yes."):
-            with pytest.raises(RenderError, match=r"leaves out some words of turn 2|where turn 2 stands"):
-                renderer.render(chat("How do I close it?", answer, *more))
+            for learn in "answers", "last_answer", "everything":
+                with pytest.raises(RenderError, match=r"leaves out some words of turn 2|where turn 2 stands"):
+                    Renderer(renderer.tokenizer, date=DATE, learn=learn).render(
+                        chat("How do I close it?", answer, *more)
+                    )
     empty = renderer.render(chat("Hi", "<think>\n\n</think>\n\nHello."))
     end = "<|im_end|>" if name == "qwen3" else ""  # glm4moe ends no last answer, and that is counted
     assert learned_texts(empty)[0].endswith("Hello." + end) and empty.unended == (not end)
+
+
+def test_learning_everything_counts_what_is_not_shown_too(tokenizer: Any) -> None:
+    template = trl_template("qwen3")
+    if template is None:
+        pytest.skip("trl is not installed")
+    thought = Chat(
+        (Message("user", "a"), Message("assistant", "b", thinking="t"), Message("user", "c"), Message("assistant", "d"))
+    )
+    counts = {
+        learn: Renderer(renderer_of(tokenizer, template).tokenizer, date=DATE, learn=learn)
+        .render(thought)
+        .dropped_thinking
+        for learn in ("answers", "everything")
+    }
+    assert counts == {"answers": 1, "everything": 1}

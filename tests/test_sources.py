@@ -15,6 +15,7 @@ from data_files import LINES, ROWS, config, put, questions
 from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.load import validate
 from tunesmith.data.config import DataConfig, SetConfig
+from tunesmith.data.doctor.examine import examine
 from tunesmith.data.example import Chat, Feedback, Message, Text
 from tunesmith.data.identity import identity
 from tunesmith.data.load import load, open_set
@@ -281,7 +282,9 @@ def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
     (note,) = open_set(str(path), DataConfig(train=(str(path),))).notes
-    assert "columns that are not read: 'label', 'id'" in note and "{\"kto_tag\": 'label'}" in note
+    assert "columns that are not read: 'label', 'id'" in note and "{kto_tag: label}" in note
+    findings = examine([open_set(str(path), DataConfig(train=(str(path),)))]).findings
+    assert "'label' is not read" in next(iter(findings.of("unread_verdict"))).message
     mapped = SetConfig.model_validate({"set": str(path), "columns": {"kto_tag": "label"}})
     opened = open_set(mapped, DataConfig(train=(mapped,)))
     assert "not read: 'id'" in opened.notes[0] and "kto_tag" not in opened.notes[0]
@@ -300,3 +303,16 @@ def test_two_entries_of_one_name_in_a_zip_are_both_read(tmp_path: Path) -> None:
             archive.writestr("a.jsonl", json.dumps({"instruction": "q", "output": answer}) + "\n")
     opened = open_set(str(tmp_path / "a.zip"), DataConfig(train=("x",)))
     assert [e.answer() for e in opened.examples()] == ["first", "second"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("how", ["folder", "configs", "pattern", "loop"])
+def test_links_out_of_a_folder_are_not_followed(tmp_path: Path, how: str) -> None:
+    (tmp_path / "secret.jsonl").write_text('{"text": "secret"}\n')
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.jsonl").symlink_to(folder / "a.jsonl" if how == "loop" else tmp_path / "secret.jsonl")
+    if how == "configs":
+        (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n")
+    name = str(folder / "*.jsonl") if how == "pattern" else str(folder)
+    with pytest.raises(DataError, match="a link that leads"):
+        open_set(name, DataConfig(train=("x",)))

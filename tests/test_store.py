@@ -24,6 +24,7 @@ from tunesmith.models.open import open_tokenizer
 from tunesmith.render import cache
 from tunesmith.render.conversation import Renderer
 from tunesmith.render.identity import identity_of_renderer
+from tunesmith.render.selection import Selection
 from tunesmith.render.store import MANIFEST, DamagedStoreError, Layout, Store, StoreWriter
 from tunesmith.stages import sft
 from tunesmith.stages.base import lengths_of
@@ -307,3 +308,32 @@ def test_the_rows_of_a_run_are_those_that_everybody_reads(stage: sft.Sft, tmp_pa
         check_data(strict, "chat", Silent())
     with pytest.raises(DataError, match="learns from preference examples"):
         check_data(TrainRun.model_validate({"model": "demo", "data": sets[1:]}), "preference", Silent())
+
+
+def test_a_strict_run_does_not_take_the_store_of_one_that_skips(stage: sft.Sft) -> None:
+    loose = encode_rows(stage, chats(5, bad=3), {"data": "same"}, Silent(), skip_bad=True)
+    assert len(loose) == 4
+    with pytest.raises(RenderError):
+        encode_rows(stage, chats(5, bad=3), {"data": "same"}, Silent())
+
+
+def test_all_rows_bad_is_an_error_however_much_is_skipped(stage: sft.Sft) -> None:
+    with pytest.raises(DataError, match="first"):
+        encode_rows(stage, iter([DataError("first"), DataError("second")]), {"data": "bad"}, Silent(), skip_bad=True)
+
+
+def test_a_selection_knows_its_order(stage: sft.Sft) -> None:
+    store = encode_rows(stage, chats(4), {"data": "4"}, Silent())
+    one, other = (Selection([store], [(0, i) for i in order]) for order in ((0, 1, 2), (2, 1, 0)))
+    assert one.digest != other.digest
+    assert [r.origin for r in other] == ["a:2", "a:1", "a:0"] and other.lengths.tolist() == [r.length for r in other]
+    assert len(Selection([store], [])) == 0
+
+
+def test_a_manifest_with_another_number_of_rows_is_damage(stage: sft.Sft) -> None:
+    store = encode_rows(stage, chats(4), {"data": "4"}, Silent())
+    manifest = store.folder / "manifest.json"
+    for text in (manifest.read_text().replace('"rows": 4', '"rows": 1000'), "[" * 100_000):
+        manifest.write_text(text)
+        with pytest.raises(DamagedStoreError):
+            Store(store.folder, store.layout)

@@ -458,7 +458,7 @@ def data_show(
 
 def _sets_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Sets (names, or ``{set: …, columns: …}``), and ``key=value`` settings; what is a file is a set, whatever its name."""
-    from tunesmith.data.part import is_there
+    from tunesmith.verbs.data import is_there
 
     settings = [w for w in words if "=" in w and not w.startswith("{") and not is_there(Path(w))]
     return [w for w in words if w not in settings], settings

@@ -38,7 +38,7 @@ def chat_of(
     messages = place_media(turns.messages, media, origin)
     check_order(messages, place or origin, ends=ends)
     system = fields.find(row, "system", "system")
-    messages = with_system(messages, text_of(row, system, origin, optional=True) if system else "")
+    messages = with_system(messages, text_of(row, system, origin, optional=True) if system else "", origin)
     tools = fields.find(row, "tools", "tools", "functions")
     return Chat(messages, read_tools(row[tools], f"{origin}: {tools!r}") if tools else (), media, origin)
 

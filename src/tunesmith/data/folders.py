@@ -26,6 +26,21 @@ SPLITS = {
 WILD = re.compile(r"[*?\[]")
 
 
+def check_link(path: Path, root: Path) -> None:
+    """Raise DataError for a link that leads out of the folder ``root`` (resolved), or nowhere."""
+    if not path.is_symlink():
+        return
+    try:
+        leads = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: a link that leads nowhere", hint="take it out of the folder") from error
+    if not leads.is_relative_to(root):
+        raise DataError(
+            f"{path}: a link that leads out of the folder, to {leads}",
+            hint="name the file it leads to beside the folder, or copy it into the folder",
+        )
+
+
 def folder_parts(folder: Path, split: str | None, note: Callable[[str], None]) -> list[Part]:
     """Every data file below ``folder``, sorted by path; with ``split`` those whose name or folder says so.
 
@@ -37,11 +52,7 @@ def folder_parts(folder: Path, split: str | None, note: Callable[[str], None]) -
     aside: list[str] = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise DataError(
-                f"{path}: a link that leads out of the folder, to {path.resolve()}",
-                hint="name the file it leads to beside the folder, or copy it into the folder",
-            )
+        check_link(path, root)
         if not path.is_file():
             continue
         if _about(inside):
@@ -57,9 +68,19 @@ def folder_parts(folder: Path, split: str | None, note: Callable[[str], None]) -
     return parts
 
 
+def root_of(pattern: str) -> Path:
+    """The folder that a pattern begins in, resolved: the part before its first wildcard."""
+    parts = local(pattern).parts
+    wild = next((i for i, part in enumerate(parts) if WILD.search(part)), len(parts))
+    return Path(*parts[:wild]).resolve()
+
+
 def pattern_parts(pattern: str, note: Callable[[str], None]) -> list[Part]:
     """Every file that ``pattern`` fits (``*``, ``?``, ``[abc]``, ``**``), sorted. Raises DataError as above."""
     found = sorted(Path(name) for name in glob.glob(str(local(pattern)), recursive=True))  # noqa: PTH207
+    fixed = root_of(pattern)
+    for path in found:
+        check_link(path, fixed)
     files = [path for path in found if path.is_file()]
     if not files:
         raise DataError(

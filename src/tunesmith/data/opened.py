@@ -23,12 +23,14 @@ from tunesmith.data.files.base import Options, Rows
 from tunesmith.data.registry import Entry, check_names, lookup
 from tunesmith.data.rows import Note, first_rows, read_part
 from tunesmith.data.sources import Source, exists, locate, unknown
-from tunesmith.data.unread import said, unread_columns
+from tunesmith.data.unread import said, unread_columns, verdict_of
 
 HEAD = 200
 """So many rows are read to tell the format and to check the columns."""
 WATCHED = 50
 """So many rows are watched for columns that are not read."""
+JUDGED = ("alpaca", "completion", "openai", "sharegpt")
+"""Formats whose answers may have a verdict beside them (``kto_tag``)."""
 SAMPLE_SEED = 0
 FINGERPRINT = 1
 """Raised when the same files give other examples than before."""
@@ -49,6 +51,8 @@ class OpenSet:
     limit: int | None = None
     sample: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
+    verdict: str | None = field(default=None, compare=False)
+    """A column that is not read and seems to tell good answers from bad ones."""
 
     @property
     def path(self) -> Path | None:
@@ -141,14 +145,17 @@ def open_set(choice: SetConfig | str, config: DataConfig, progress: Progress = S
         raise head[0][1]
     format_name, reason = detect(readable, fields, named)
     plugin = load_plugin(FORMATS, format_name)
+    verdict = None
     if unread := unread_columns(readable[:WATCHED], plugin.convert, fields):
-        notes.append(said(source.place, unread, verdicts="kto_tag" in plugin.ROLES))
+        verdicts = format_name in JUDGED
+        notes.append(said(source.place, unread, verdicts=verdicts))
+        verdict = verdict_of(unread) if verdicts else None
     if choice.sample is not None and source.remote:
         notes.append(f"{source.place}: is read over the net, so the first {choice.sample} rows are taken, not a sample")
     limits = [n for n in (choice.limit, config.limit) if n is not None]
     return OpenSet(
         choice.set, source.place, format_name, reason, fields, source, options, min(limits, default=None), choice.sample,
-        tuple(dict.fromkeys(notes)),
+        tuple(dict.fromkeys(notes)), verdict,
     )  # fmt: skip
 
 

@@ -86,11 +86,16 @@ def _check_filled(message: Message, where: str) -> None:
     )
 
 
-def with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, ...]:
-    """The turns with the text of a ``system`` column; a system turn of the conversation comes before the column, as in
-    LLaMA-Factory, and an empty one is none."""
+def with_system(messages: tuple[Message, ...], system: str, place: str) -> tuple[Message, ...]:
+    """The turns with the text of a ``system`` column; an empty system turn is none. Raises DataError for two different ones (of
+    which LLaMA-Factory drops the column's without a word)."""
     own = messages[0].content if messages and messages[0].role == "system" else ""
     rest = messages[1:] if messages and messages[0].role == "system" else messages
+    if own.strip() and system.strip() and own.strip() != system.strip():
+        raise DataError(
+            f"{place}: a system turn and another text in the column `system`: only one of them can be learned",
+            hint="take one of them out, or join them in the system turn",
+        )
     if own.strip():
         return messages
     return (Message("system", system), *rest) if system.strip() else rest

@@ -10,7 +10,7 @@ from tunesmith.config.errors import DataError, UserError
 from tunesmith.config.plugins import suggestion
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.data.config import SetConfig
-from tunesmith.data.folders import WILD, folder_parts, pattern_parts
+from tunesmith.data.folders import WILD, check_link, folder_parts, pattern_parts
 from tunesmith.data.part import Part, file_part, is_there, local, unzipped
 from tunesmith.data.registry import Entry, lookup, registered
 from tunesmith.data.rows import kinds
@@ -122,6 +122,8 @@ def _from_folder(folder: Path, choice: SetConfig, note: Note) -> Source:
         files, text, str(folder), subset=choice.subset, split=choice.split, folder=choice.folder
     )  # fmt: skip
     note(f"{folder}: subset {chosen.subset}, split {chosen.split}: {len(chosen.files)} files")
+    for path in chosen.files:
+        check_link(folder / path, folder.resolve())
     parts = [part for path in chosen.files for part in unzipped(file_part(folder / path))]
     return Source(str(folder), tuple(parts), chosen.field)
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunesmith.config.errors import DataError
 from tunesmith.data.config import DataConfig
 from tunesmith.data.mix import order
 
@@ -51,6 +52,12 @@ def plan(train: Sequence[Sequence[bytes]], held: Sequence[Sequence[bytes]], conf
         probabilities=config.probabilities, stop=config.stop, seed=seed,
     )  # fmt: skip
     there = sum(len(rows) for rows in kept)
+    empty = next((i for i, rows in enumerate(kept) if not rows), None)
+    if empty is not None and not places and there:
+        raise DataError(
+            f"data: no row of {config.train[empty]} is left to train on (held out, or equal to held-out rows)",
+            hint="lower data.eval_share, or mix with data.stop=all_exhausted or data.mix=concat",
+        )
     if len(train) > 1 or len(places) != there:
         notes.append(f"{len(places)} rows per epoch, {len(set(places))} of {there} different ones ({config.mix})")
     return Plan([(i, kept[i][row]) for i, row in places], out, tuple(notes))

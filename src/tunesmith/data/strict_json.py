@@ -10,6 +10,8 @@ from tunesmith.config.errors import DataError
 TOO_DEEP = "a row is an object of texts and short lists; look at what wrote this file"
 
 MOST_DIGITS = 400
+DEEPEST = 100
+"""Levels of lists and objects in a row; schemas of tools have about ten."""
 
 
 class Flaw(ValueError):
@@ -55,9 +57,22 @@ def decode_at(text: str, start: int) -> tuple[Any, int]:
         value, end = STRICT.raw_decode(text, start)
     except Flaw as flaw:
         value, end = flaw, LENIENT.raw_decode(text, start)[1]
+    if not isinstance(value, Flaw) and _depth(value) > DEEPEST:
+        value = Flaw(f"nested more than {DEEPEST} deep", TOO_DEEP)
     if not isinstance(value, Flaw) and _half_pair(text, start, end, value):
         value = Flaw("a \\ud… escape stands alone; it is half a character", "write the whole character, or take it out")
     return value, end
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and objects, counted level by level."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, (dict, list)) and v]:
+        depth += 1
+        if depth > DEEPEST:
+            break
+        level = [child for v in level for child in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def decode(text: str) -> Any:

@@ -53,10 +53,11 @@ def said(place: str, unread: Mapping[str, Any], *, verdicts: bool) -> str:
     listed = ", ".join(map(repr, list(unread)[:LISTED])) + (
         f" and {len(unread) - LISTED} more" if len(unread) > LISTED else ""
     )
-    tag = next((key for key, value in unread.items() if isinstance(value, bool)), None)
-    hint = (
-        f'; if {tag!r} tells good answers from bad ones, set columns: {{"kto_tag": {tag!r}}}'
-        if tag and verdicts
-        else ""
-    )
+    tag = verdict_of(unread) if verdicts else None
+    hint = f"; if {tag!r} tells good answers from bad ones, set columns: {{kto_tag: {tag}}}" if tag else ""
     return f"{place}: columns that are not read: {listed}{hint}"
+
+
+def verdict_of(unread: Mapping[str, Any]) -> str | None:
+    """A column that seems to tell good answers from bad ones: it is true or false, or called so."""
+    return next((key for key, value in unread.items() if isinstance(value, bool) or key in ("label", "kto_tag")), None)

@@ -164,8 +164,10 @@ class BatchRenderer:
         learned = learned_turns(chat.messages, renderer.learn)
         counts = {"ignored_tools": len(chat.tools) if chat.tools and not renderer.traits.tools else 0}
         if renderer.learn == "everything":
-            hidden = [not flag for flag in learned]
-            return list(renderer.find(chat, hidden, text).spans) if any(hidden) else [], counts
+            hidden = renderer.find(chat, [not flag for flag in learned], text)
+            answers = [flag and m.role == "assistant" for flag, m in zip(learned, chat.messages)]
+            found = renderer.find(chat, answers, text)
+            return list(hidden.spans), counts | {name: getattr(found, name) for name in _OF_SHAPE}
         found = renderer.find(chat, learned, text)
         return list(found.spans), counts | {name: getattr(found, name) for name in _OF_SHAPE}
 

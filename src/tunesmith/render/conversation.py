@@ -209,10 +209,13 @@ class Renderer:
         messages = chat.as_dicts()
         self._check_ids(messages, chat.tools, ids, chat.origin)
         if self.learn == "everything":
-            excluded = self.find(chat, [not flag for flag in learned], text).spans if not all(learned) else ()
+            excluded = self.find(
+                chat, [not flag for flag in learned], text
+            ).spans  # also when it is none: words are checked
             mask = [1 - hidden for hidden in token_mask(offsets, excluded)]
             mask[:1] = [0]
-            found = Found()
+            answers = [flag and m.role == "assistant" for flag, m in zip(learned, chat.messages)]
+            found = replace(self.find(chat, answers, text), spans=(), turns=())
         else:
             found = self.find(chat, learned, text)
             mask = token_mask(offsets, found.spans)

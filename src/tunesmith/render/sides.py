@@ -97,4 +97,5 @@ def _named(error: RenderError, origin: str) -> RenderError:
 
 def _plain(renderer: Renderer, text: str, origin: str, learned: int) -> Rendered:
     ids, offsets = renderer.encode_text(text)
-    return Rendered(tuple(ids), (learned,) * len(ids), text, tuple(offsets), origin)
+    mask = (0, *(learned for _ in ids[1:])) if ids else ()  # nothing comes before the first token, so it is not learned
+    return Rendered(tuple(ids), mask, text, tuple(offsets), origin)

@@ -25,6 +25,11 @@ from tunesmith.render.traits import CALL_ID
 
 _EMPTY_BLOCK = re.compile(r"\A\s*<think>\s*</think>\s*")
 
+CUT = (
+    "does it hold a tag that the template looks for, such as </think>? Move the thought to the beginning, or write the tag in "
+    "another way"
+)
+
 
 class TextRenderer(_TextRenderer, Protocol):
     """What is needed of a renderer."""
@@ -137,6 +142,7 @@ def _slots(
     try:
         other = renderer.text(marked.messages, tools=tools)
     except RenderError:  # the template looks into the words
+        _check_words(marked.marks, messages, text, origin)
         return None
     literals, marks = marked.shown(other)
     slots = align(text, literals, marks)
@@ -158,7 +164,21 @@ def _slots(
             f"{origin}: the chat template leaves out {what}turn {left_out.turn + 1} ({role})",
             hint=f"this template has no place for it; remove such {role} turns, or set model.template to one that has",
         )
+    if slots is None:
+        _check_words([m for m in marked.marks if m in shown], messages, text, origin)
     return slots
+
+
+def _check_words(marks: Sequence[Mark], messages: list[dict[str, Any]], text: str, origin: str) -> None:
+    """Raise RenderError when words of a turn stand nowhere in the text, learned or not: it would not be the row that is learned.
+    Thinking, and words beside a tool call, may be left out: they are counted."""
+    for mark in marks:
+        may_go = mark.part == "thinking" or (mark.part == "content" and messages[mark.turn].get("tool_calls"))
+        if not may_go and not any(words.strip() in text for words in writings(_said(mark))):
+            raise RenderError(
+                f"{origin}: the chat template leaves out some words of turn {mark.turn + 1}",
+                hint=CUT,
+            )
 
 
 def _places(slots: list[Slot], turns: int, length: int) -> list[list[_Run]]:
@@ -201,8 +221,7 @@ def _alone(
     if any(m.part != "thinking" and not any(w.strip() in words for w in writings(_said(m))) for m in marks):
         raise RenderError(
             f"{origin}: the chat template leaves out some words of turn {i + 1}",
-            hint="does the answer hold a tag that the template looks for, such as </think>? Move the thought to the beginning, or "
-            "write the tag in another way",
+            hint=CUT,
         )
     return _Run(len(head), len(text) - len(tail), 0, len(text), frozenset(m.part for m in marks))
 

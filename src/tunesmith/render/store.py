@@ -136,7 +136,9 @@ class Store(Sequence[Any]):
                 raise DamagedStoreError("it has another version")
             self.failures = tuple(Failure(row, _error(*rest)) for row, *rest in manifest["failures"])
             self._arrays = {name: self._map(name, dtype) for name, dtype in self._dtypes().items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if any(len(self._arrays[name]) != self._rows for name in ("length", "weight", "row", *self.layout.numbers)):
+                raise DamagedStoreError(f"it has not {self._rows} rows")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedStoreError(f"{type(error).__name__}: {error}") from error
         self.lengths: np.ndarray = self._arrays["length"]
         self.weights: np.ndarray = self._arrays["weight"]

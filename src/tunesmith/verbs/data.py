@@ -19,6 +19,7 @@ from tunesmith.data.doctor.examine import Examination, Stage, examine
 from tunesmith.data.doctor.fix import Fixed, check_out, write_fixed
 from tunesmith.data.doctor.histogram import bins, plot
 from tunesmith.data.load import OpenSet, open_set
+from tunesmith.data.part import is_there as is_there
 from tunesmith.verbs.data_steps import Steps, held_out, steps_of
 from tunesmith.verbs.run_config import TrainRun, load_config
 

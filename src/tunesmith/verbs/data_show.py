@@ -55,6 +55,9 @@ def show(run: TrainRun, progress: Progress, *, count: int, row: int | None, seed
         raise UserError(
             "--row and --seed cannot be given together", hint="--row 5 -n 3 shows rows 5 to 7; --seed 1 draws some"
         )
+    if len(run.data.train) > 1:
+        others = ", ".join(str(choice) for choice in run.data.train[1:])
+        progress.say(f"rows of {run.data.train[0]} are shown; not those of {others}: name one set to see its rows")
     source = open_set(run.data.train[0], run.data, progress)
     picked = _picked(source, count, row, seed)
     renderer = None
@@ -75,7 +78,8 @@ def show(run: TrainRun, progress: Progress, *, count: int, row: int | None, seed
             shown.append(Shown(value.origin, value, sides(renderer, value) if renderer is not None else ()))
         except RenderError as error:
             shown.append(Shown(value.origin, value, problem=error.message))
-    return ShownSet(source.name, tuple(shown), run.model.ref if tokens else None, special)
+    model = run.model.ref + (f" with the template {run.model.template}" if run.model.template else "")
+    return ShownSet(source.name, tuple(shown), model if tokens else None, special)
 
 
 def _picked(source: OpenSet, count: int, row: int | None, seed: int | None) -> list[tuple[int, Example | DataError]]:

@@ -37,7 +37,7 @@ class Steps:
         if self.none == "no_rows":
             return "no row is left to train on"
         if self.none == "other_kind":
-            return f"the stage {self.stage} cannot learn from all of these rows: see below"
+            return f"the stage {self.stage} learns from other rows than these: see below"
         how = f"{_many(self.rows, 'row')} × {self.epochs:g} epoch{'' if self.epochs == 1 else 's'} / {self.batch}"
         if self.max_steps:
             how = f"train.max_steps={self.max_steps}"

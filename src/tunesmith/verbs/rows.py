@@ -108,7 +108,7 @@ def _identities(store: Store) -> list[bytes]:
     """One identity for every readable row of the data; a row that could not be encoded is like no other."""
     known = dict(zip(store.rows.tolist(), store.identities.tolist()))
     total = len(store) + sum(failure.row >= 0 for failure in store.failures)
-    return [known.get(row, b"row %d of no item" % row) for row in range(total)]
+    return [known.get(row, f"row {row} of {store.folder.name}".encode()) for row in range(total)]
 
 
 def _items(stores: Sequence[Store], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

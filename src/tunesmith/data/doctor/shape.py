@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.doctor.base import Row
-from tunesmith.data.example import Feedback, Preference, Text
+from tunesmith.data.example import Chat, Feedback, Preference, Prompt, Text
 
 KIND = {"Chat": "chat", "Preference": "preference", "Feedback": "feedback", "Prompt": "prompt", "Text": "text"}
 
@@ -24,6 +24,9 @@ class Shape:
     systems: int = 0
     tools: int = 0
     media: int = 0
+    thoughts: int = 0
+    flagged: int = 0
+    references: int = 0
     good: int = 0
     characters: int = 0
 
@@ -45,6 +48,9 @@ class Shape:
         self.systems += "system" in roles
         self.tools += bool(example.tools) or any(m.tool_calls for m in messages)
         self.media += bool(example.media)
+        self.thoughts += any(m.thinking for m in messages)
+        self.flagged += isinstance(example, Chat) and any(m.train is not None for m in messages)
+        self.references += isinstance(example, Prompt) and (example.reference is not None or bool(example.verifier))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -56,7 +62,9 @@ class Shape:
     def lines(self) -> list[str]:
         """For people."""
         said = ", ".join(f"{n:,} {kind}" for kind, n in self.kinds.most_common())
-        lines = [f"{self.rows:,} readable rows ({said or 'none'}), {self.characters:,} characters"]
+        lines = [
+            f"{self.rows:,} readable row{'' if self.rows == 1 else 's'} ({said or 'none'}), {self.characters:,} characters"
+        ]
         if self.turns:
             low, high = min(self.turns), max(self.turns)
             usual, how_many = self.turns.most_common(1)[0]
@@ -70,9 +78,12 @@ class Shape:
             (self.systems, "a system prompt"),
             (self.tools, "tools"),
             (self.media, "pictures, sound or film"),
+            (self.thoughts, "thinking"),
+            (self.flagged, "turns marked to be learned or not"),
+            (self.references, "a reference answer or verifier"),
         ):
             if count:
-                lines.append(f"{count:,} rows with {what}")
+                lines.append(f"{count:,} row{'' if count == 1 else 's'} with {what}")
         if self.kinds["feedback"]:
             lines.append(f"{self.good:,} marked good, {self.kinds['feedback'] - self.good:,} bad")
         return lines

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.assemble import BESIDE
-from tunesmith.data.columns import FieldMap, truth_of
+from tunesmith.data.columns import FieldMap, truth, truth_of
 from tunesmith.data.detect import misfit
 from tunesmith.data.example import Feedback
 from tunesmith.data.formats.completion import exchange
@@ -21,7 +21,7 @@ ROLES: Mapping[str, str] = {"prompt": "prompt", "completion": "completion", "kto
 
 def detect(row: Mapping[str, Any]) -> str | None:
     """Why this row looks like an answer with a verdict, or None."""
-    tag = next((t for t in ("label", "kto_tag") if row.get(t) is not None), None)
+    tag = next((t for t in ("label", "kto_tag") if truth(row.get(t)) is not None), None)
     if tag is None or not {"prompt", "completion"} <= row.keys():
         return None
     return f"it has the keys 'prompt', 'completion' and {tag!r} (true or false)"

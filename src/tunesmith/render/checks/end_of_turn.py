@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from tunesmith.data.doctor.base import Finding, Row
 from tunesmith.data.example import Prompt, Text
 from tunesmith.render.checks import base
+from tunesmith.render.conversation import Rendered
 from tunesmith.render.sides import Side
 
 
@@ -20,8 +21,7 @@ class Check(base.Check):
             return
         token, written = self.context.end_of_turn
         for side in sides:
-            last = max((t for t, flag in enumerate(side.rendered.mask) if flag), default=None)
-            if last is not None and side.rendered.ids[last] != token and token not in side.rendered.ids[last:]:
+            if not _ends(side.rendered, token):
                 yield row.finding(
                     "warning",
                     f"the last learned text does not end with {written}",
@@ -35,3 +35,11 @@ class Check(base.Check):
                 "the chat template of this model puts no special token after an answer; the model may not learn to stop",
                 "take a model, or a template (model.template), that ends its turns",
             )
+
+
+def _ends(rendered: Rendered, token: int) -> bool:
+    """Whether nothing but white space is learned after the last ``token`` (a line break may be, where everything is learned)."""
+    learned = [t for t, flag in enumerate(rendered.mask) if flag]
+    ends = [t for t in learned if rendered.ids[t] == token]
+    after = [rendered.text[slice(*rendered.offsets[t])] for t in learned if ends and t > ends[-1]]
+    return not learned or (bool(ends) and not "".join(after).strip())

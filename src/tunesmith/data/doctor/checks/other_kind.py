@@ -37,7 +37,8 @@ class Check(base.Check):
         severity: base.Severity = "error" if self.context.stage_named else "warning"
         for (part, kind), count in self.counts.items():
             row, error = self.first[part, kind]
-            message = f"{count:,} rows are {kind} examples; the stage {self.context.stage} learns from {self.context.kind} examples"
+            many = f"{count:,} rows are {kind} examples" if count > 1 else f"1 row is a {kind} example"
+            message = f"{many}; the stage {self.context.stage} learns from {self.context.kind} examples"
             yield base.Finding(
                 severity, message, error.hint or "take another set", row.origin, part=part, row=row.index
             )
