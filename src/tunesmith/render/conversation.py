@@ -193,11 +193,6 @@ class Renderer:
                 hint="raise data.max_length, or shorten the row",
             )
         kept = [m.learned for m in rest.messages]
-        if any(learned) and not any(kept):
-            raise RenderError(
-                f"{chat.origin}: the {limit} tokens allowed leave room only for turns that are not learned",
-                hint="raise data.max_length, or shorten the row",
-            )
         text = self.text(rest.as_dicts(), tools=rest.tools)
         shorter = self._masked(rest, kept, text, *self.encode_text(text))
         return replace(shorter, dropped_turns=len(chat.messages) - len(rest.messages))

@@ -14,7 +14,8 @@ from tunesmith.data.example import Chat, Message
 
 
 def shortened(chat: Chat, learned: Sequence[bool], fits: Callable[[Chat], bool]) -> Chat | None:
-    """The longest remainder of ``chat`` that ``fits``; None when not even the last exchange does.
+    """The longest remainder of ``chat`` that ``fits``; None when not even the last exchange does. It ends with the last
+    learned turn, unless none is learned.
 
     Asks ``fits`` O(log n) times for n exchanges; it is taken to hold for every remainder shorter than one that fits.
     """
