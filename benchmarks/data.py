@@ -38,7 +38,7 @@ from tunesmith.render.batch import BatchRenderer
 from tunesmith.render.conversation import Renderer
 from tunesmith.render.identity import identity_of_examples, identity_of_renderer
 from tunesmith.render.packing import pack
-from tunesmith.render.positions import locate, mask_of
+from tunesmith.render.positions import mask_of
 from tunesmith.render.workers import BATCH, batched
 from tunesmith.stages import sft
 from tunesmith.verbs.rows import encode_rows
@@ -344,17 +344,17 @@ def phases(batches: BatchRenderer, chats: list[Chat]) -> dict[str, float]:
     for batch in batched(chats):
         begin = time.perf_counter()
         for chat in batch:
-            batches.renderer.text(chat.as_dicts())
+            assert batches._direct is not None and batches._direct.text(chat.as_dicts())
         seconds["rendering"] += (rendered := time.perf_counter() - begin)
         begin = time.perf_counter()
         planned = batches._plan(batch)
         seconds["finding spans"] += time.perf_counter() - begin - rendered
-        texts = [p.text for p in planned]
         begin = time.perf_counter()
-        tokens = locate(batches.renderer.tokenizer, texts, batches._table)
+        located = list(batches._located(planned))
         seconds["encoding"] += time.perf_counter() - begin
         begin = time.perf_counter()
-        mask_of(tokens, texts, [p.spans for p in planned])
+        for part, tokens in located:
+            mask_of(tokens, [p.text for p in part], [p.spans for p in part])
         seconds["masking"] += time.perf_counter() - begin
     return seconds
 
@@ -363,6 +363,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--rows", type=int, default=100_000)
     options.add_argument("--repeats", type=int, default=2)
+    options.add_argument("--processes", type=int, nargs="+", default=[2, 1], help="of datasets.map")
     arguments = options.parse_args()
     import datasets
 
@@ -371,13 +372,15 @@ def main() -> None:
     chats = conversations(arguments.rows)
     renderer = Renderer(tokenizer, max_length=2048)
     stage = sft.build(sft.Config(), renderer)
+    every_row = sft.build(sft.Config(), renderer)  # as before there were pieces
+    every_row.batches._pieces = every_row.batches._direct = None
     template = with_generation(renderer.template)
     data = datasets.Dataset.from_list([{"messages": chat.as_dicts()} for chat in chats])
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TUNESMITH_HOME"] = scratch
         assert str(home()) == scratch
 
-        def ours(key: str) -> Any:
+        def ours(key: str, stage: Any = stage) -> Any:
             full = {"data": identity_of_examples(chats), "renderer": identity_of_renderer(renderer), "run": key}
             return encode_rows(stage, chats, full, SILENT, count=len(chats))
 
@@ -396,8 +399,9 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             store = timed("tunesmith, cache cold", lambda repeat=repeat: ours(str(repeat)))
             bins = timed("tunesmith, packing", lambda: pack(store.lengths, 2048))  # noqa: B023
+            timed("tunesmith, cache cold, no pieces", lambda repeat=repeat: ours(f"{repeat}, no pieces", every_row))
             timed("tunesmith, cache warm", lambda repeat=repeat: ours(str(repeat)))
-            for processes in (2, 1):
+            for processes in arguments.processes:
                 for mask in (True, False):
                     name = f"datasets.map, num_proc={processes}{'' if mask else ', ids only'}"
                     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -411,9 +415,11 @@ def main() -> None:
                             theirs = made.with_format("numpy")[:]
         assert store is not None and theirs is not None
         assert len(store) == len(chats) and not store.failures
+        again = ours("0, no pieces", every_row)
         for row, (ids, mask) in enumerate(zip(theirs["ids"], theirs["mask"])):
             item = store[row]
             assert np.array_equal(item.ids, ids) and np.array_equal(item.mask, mask), f"row {row} differs"
+            assert np.array_equal(item.ids, again[row].ids) and np.array_equal(item.mask, again[row].mask), f"row {row}"
         print(f"identical ids and masks in all {len(chats)} rows")
         parts = phases(BatchRenderer(renderer), chats[: 20 * BATCH])
         share = min(len(chats), 20 * BATCH)

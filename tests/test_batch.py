@@ -109,7 +109,7 @@ def conversations(draw: st.DrawFn) -> Chat:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+    max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
 )
 @given(
     chats=st.lists(conversations(), max_size=6),

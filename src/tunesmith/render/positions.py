@@ -42,9 +42,11 @@ class ByteTable:
     def of(tokenizer: Any) -> ByteTable | None:
         backend = tokenizer.backend_tokenizer
         settings = json.loads(backend.to_str())
-        kinds = set(_kinds(settings.get("decoder")))
-        # A ByteLevel post-processor may take the space off a token's offsets: bytes then say something else.
-        if "ByteLevel" in set(_kinds(settings.get("post_processor"))) or settings.get("truncation"):
+        kinds = set(kinds_of(settings.get("decoder")))
+        # A post-processor may take the space off a token's offsets: bytes then say something else.
+        if any(part.get("trim_offsets") for part in parts_of(settings.get("post_processor"))) or settings.get(
+            "truncation"
+        ):
             return None
         if "ByteLevel" not in kinds and "ByteFallback" not in kinds:
             return None
@@ -71,7 +73,7 @@ def locate(tokenizer: Any, texts: Sequence[str], table: ByteTable | None) -> Tok
     if not texts:
         nothing = np.zeros(0, np.int64)
         return Tokens(nothing.astype(np.uint32), np.zeros(1, np.int64), nothing, nothing, False)
-    if table is not None and _plain_call(tokenizer):
+    if table is not None and plain_call(tokenizer):
         with python_is_free():
             encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [e.ids for e in encodings]
@@ -82,7 +84,7 @@ def locate(tokenizer: Any, texts: Sequence[str], table: ByteTable | None) -> Tok
             whole = b""
         raw = [text.encode() for text in texts]
         ids = np.fromiter(flat, dtype=np.uint32, count=len(flat))
-        bounds = _bounds([len(r) for r in rows])
+        bounds = bounds_of([len(r) for r in rows])
         if whole == b"".join(raw):
             ends = np.cumsum(table.lengths[ids])
             row_end = np.concatenate([[0], ends])[bounds]
@@ -94,7 +96,7 @@ def locate(tokenizer: Any, texts: Sequence[str], table: ByteTable | None) -> Tok
             list(texts), add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
         )
     rows, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    bounds = _bounds([len(r) for r in rows])
+    bounds = bounds_of([len(r) for r in rows])
     ids = np.fromiter(chain.from_iterable(rows), dtype=np.uint32, count=int(bounds[-1]))
     flat_offsets = np.fromiter(
         chain.from_iterable(chain.from_iterable(offsets)), dtype=np.int64, count=2 * int(bounds[-1])
@@ -130,13 +132,14 @@ def _bytes_before(text: str, characters: int) -> int:
     return characters if text.isascii() else len(text[:characters].encode())
 
 
-def _bounds(lengths: Sequence[int]) -> np.ndarray:
+def bounds_of(lengths: Sequence[int]) -> np.ndarray:
+    """Where parts of these lengths begin and end, put one after the other: R + 1 places."""
     bounds = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=bounds[1:])
     return bounds
 
 
-def _plain_call(tokenizer: Any) -> bool:
+def plain_call(tokenizer: Any) -> bool:
     """Whether calling the tokenizer on texts is nothing but its Rust backend's ``encode_batch`` without padding."""
     from transformers import PreTrainedTokenizerFast
 
@@ -150,12 +153,17 @@ def _plain_call(tokenizer: Any) -> bool:
     )
 
 
-def _kinds(part: Any) -> list[str]:
-    """The type names in one part of a tokenizer.json, those inside a Sequence too."""
+def parts_of(part: Any) -> list[dict[str, Any]]:
+    """One part of a tokenizer.json with, after it, those inside a Sequence."""
     if not isinstance(part, dict):
         return []
-    inner = [k for key in ("pretokenizers", "processors", "decoders") for p in part.get(key) or () for k in _kinds(p)]
-    return [part.get("type", ""), *inner]
+    lists = ("normalizers", "pretokenizers", "processors", "decoders")
+    return [part, *(found for key in lists for inner in part.get(key) or () for found in parts_of(inner))]
+
+
+def kinds_of(part: Any) -> list[str]:
+    """The type names of ``parts_of``; a Sequence itself does not count."""
+    return [found["type"] for found in parts_of(part) if found["type"] != "Sequence"]
 
 
 def _byte_of() -> dict[str, int]:
