@@ -12,6 +12,7 @@ Raw figures: benchmarks/results/data.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -32,11 +33,12 @@ import numpy as np
 from tunesmith.config.home import home
 from tunesmith.config.progress import SILENT
 from tunesmith.data.example import Chat, Message
+from tunesmith.data.identity import identity
 from tunesmith.models.local import localize
 from tunesmith.models.open import open_tokenizer
 from tunesmith.render.batch import BatchRenderer
 from tunesmith.render.conversation import Renderer
-from tunesmith.render.identity import identity_of_examples, identity_of_renderer
+from tunesmith.render.identity import identity_of_renderer
 from tunesmith.render.packing import pack
 from tunesmith.render.positions import mask_of
 from tunesmith.render.workers import BATCH, batched
@@ -381,7 +383,11 @@ def main() -> None:
         assert str(home()) == scratch
 
         def ours(key: str, stage: Any = stage) -> Any:
-            full = {"data": identity_of_examples(chats), "renderer": identity_of_renderer(renderer), "run": key}
+            full = {
+                "data": hashlib.sha256(b"".join(map(identity, chats))).hexdigest(),
+                "renderer": identity_of_renderer(renderer),
+                "run": key,
+            }
             return encode_rows(stage, chats, full, SILENT, count=len(chats))
 
         times: dict[str, list[float]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from render_tools import DATE, WEATHER, call, chat, dressed, learned_texts, renderer_of, told
 from tunesmith.config.errors import RenderError
-from tunesmith.data.example import Chat, Message
+from tunesmith.data.example import Chat, Media, Message
 from tunesmith.models.open import open_tokenizer
+from tunesmith.render.batch import render_batch
 from tunesmith.render.conversation import Renderer
 from tunesmith.render.jinja_source import pinned_template
 
@@ -260,3 +262,14 @@ def test_the_template_for_tools_is_taken_where_there_are_tools(tokenizer: Any) -
     expected = other.apply_chat_template(ASKED.as_dicts(), tools=[WEATHER], tokenize=False)
     assert renderer.render(ASKED).text == expected
     assert "<call>" not in renderer.render(chat("Hi", "Hello.")).text
+
+
+def test_a_row_with_pictures_is_not_learned_as_if_it_had_none(tokenizer: Any) -> None:
+    seen = replace(chat("<image>What is this?", "A boat."), media=(Media("image", "boat.png"),))
+    renderer = renderer_of(tokenizer, chatml(SAYS))
+    with pytest.raises(
+        RenderError, match=r"rows.json:7: the row has 1 media \(image\), which models are not trained on yet"
+    ):
+        renderer.render(seen)
+    (error,) = render_batch(renderer, [seen])
+    assert isinstance(error, RenderError) and "skip_bad" in str(error.hint)

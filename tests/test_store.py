@@ -381,3 +381,34 @@ def test_the_store_just_made_stays_however_small_the_cache(monkeypatch: pytest.M
     for n in range(2):
         store, _ = cache.cached({"n": n}, PAIRS, making(pairs(([n], [2])), []))
         assert [entry.path for entry in cache.entries()] == [store.folder]
+
+
+def test_another_version_of_the_code_is_another_key(
+    stage: sft.Sft, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What an old version read and rendered must not come out of the cache of a new one."""
+    from tunesmith.config import code
+    from tunesmith.data.config import DataConfig
+    from tunesmith.data.load import open_set
+
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n')
+    renderer = stage.batches.renderer
+
+    def keys() -> tuple[str, str]:
+        code.code_of.cache_clear()
+        fingerprint = open_set(str(path), DataConfig(train=("x",))).fingerprint()
+        return json.dumps(identity_of_renderer(renderer), sort_keys=True), fingerprint
+
+    before = keys()
+    assert keys() == before
+    read = Path.read_bytes
+
+    def changed(self: Path) -> bytes:
+        return read(self) + (b"# mended" if self.name == "columns.py" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    after = keys()
+    monkeypatch.undo()
+    code.code_of.cache_clear()
+    assert after[0] != before[0] and after[1] != before[1]

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from tunesmith.config.code import code_of
 from tunesmith.config.errors import DataError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import SILENT, Progress
@@ -32,8 +33,6 @@ WATCHED = 50
 JUDGED = ("alpaca", "completion", "openai", "sharegpt")
 """Formats whose answers may have a verdict beside them (``kto_tag``)."""
 SAMPLE_SEED = 0
-FINGERPRINT = 1
-"""Raised when the same files give other examples than before."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class OpenSet:
     def fingerprint(self) -> str:
         """SHA-256 over the contents of the files (or a hub's hash or commit and path) and all that changes the examples."""
         said = {
-            "version": FINGERPRINT, "files": [part.digest() for part in self.source.parts], "format": self.format,
+            "code": code_of("data"), "files": [part.digest() for part in self.source.parts], "format": self.format,
             "columns": dict(self.fields.columns), "tags": dict(self.fields.tags), "ranking": self.fields.ranking,
             "limit": self.limit, "sample": self.sample, "field": self.options.field, "text_unit": self.options.text_unit,
             "suffixes": [part.suffix for part in self.source.parts],

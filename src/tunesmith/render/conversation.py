@@ -177,6 +177,12 @@ class Renderer:
             raise
 
     def _fitting(self, chat: Chat) -> Rendered:
+        if chat.media:  # the text alone would teach to answer about what was not seen
+            kinds = ", ".join(sorted({m.kind for m in chat.media}))
+            raise RenderError(
+                f"{chat.origin}: the row has {len(chat.media)} media ({kinds}), which models are not trained on yet",
+                hint="leave such rows out (data.skip_bad=true), or take the media and their marks out to learn the text alone",
+            )
         learned = learned_turns(chat.messages, self.learn)
         text = self.text(chat.as_dicts(), tools=chat.tools)
         ids, offsets = self.encode_text(text)

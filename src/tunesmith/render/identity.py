@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-from tunesmith.data.example import Example
+from tunesmith.config.code import code_of
 from tunesmith.render.conversation import Renderer
-
-CODE = 1
-"""Raise it when the code renders or masks otherwise than before."""
 
 
 def identity_of_renderer(renderer: Renderer) -> dict[str, Any]:
-    """Template (the date is written into it), tokenizer by content, settings, and the libraries that render and encode."""
+    """Template (the date is written into it), tokenizer by content, settings, the code of the rooms that read and
+    render (what a new version does otherwise must not come from an old cache), and the libraries that they use."""
     tokenizer = renderer.tokenizer
     content = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     content.update(json.dumps({k: str(v) for k, v in tokenizer.special_tokens_map.items()}, sort_keys=True).encode())
     return {
-        "code": CODE,
+        "code": code_of("data", "render", "stages"),
         "template": renderer.template,
         "tool_template": renderer.tool_template,
         "template_args": json.dumps(renderer.template_args, sort_keys=True, default=str),
@@ -32,11 +29,3 @@ def identity_of_renderer(renderer: Renderer) -> dict[str, Any]:
         "max_length": renderer.max_length,
         "libraries": {name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
     }
-
-
-def identity_of_examples(examples: Iterable[Example]) -> str:
-    """SHA-256 over the content and the origins of examples that are in memory already."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(repr(example).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()

@@ -62,18 +62,6 @@ class _Run:
     parts: frozenset[str]
 
 
-def learned_spans(
-    renderer: TextRenderer,
-    messages: list[dict[str, Any]],
-    learned: Sequence[bool],
-    text: str,
-    tools: Sequence[Any] = (),
-    origin: str = "",
-) -> list[Span]:
-    """Character spans ``[start, end)`` of the learned turns in ``text``, end-of-turn included. Raises RenderError."""
-    return list(find_learned(renderer, messages, learned, text, tools, origin).spans)
-
-
 def find_learned(
     renderer: TextRenderer,
     messages: list[dict[str, Any]],

@@ -39,22 +39,8 @@ class Config(BaseConfig):
     """Supervised fine-tuning."""
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
-    """An encoded conversation: ``ids`` (uint32) and ``mask`` (bool). The first token is never learned: nothing comes
-    before it."""
-
-    ids: np.ndarray
-    mask: np.ndarray
-    origin: str
-    dropped_turns: int = 0
-    straddling: int = 0
-    dropped_thinking: int = 0
-    dropped_words: int = 0
-    unended: int = 0
-    unlike_serving: int = 0
-    ignored_tools: int = 0
-    """Counts: see ``render.conversation.Rendered``."""
+class Row(Encoded):
+    """An encoded conversation. Its first token is never learned: nothing comes before it."""
 
     @property
     def length(self) -> int:
@@ -166,7 +152,7 @@ def _chat(example: Example) -> Chat:
 
 
 def _row(result: Encoded) -> Row:
-    return Row(result.ids, result.mask, result.origin, **{name: getattr(result, name) for name in COUNTS})
+    return Row(**vars(result))
 
 
 def build(config: Config, renderer: Renderer) -> Sft:

@@ -57,7 +57,7 @@ class Counted:
 
 
 def _count_file(opened: OpenSet, kind: str) -> Path:
-    mark = hashlib.sha256(f"1 {opened.fingerprint()} {kind}".encode()).hexdigest()[:40]
+    mark = hashlib.sha256(f"{opened.fingerprint()} {kind}".encode()).hexdigest()[:40]
     return home() / "cache" / "read" / f"{mark}.json"
 
 

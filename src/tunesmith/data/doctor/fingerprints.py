@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PERMUTATIONS = 64
-BAND = 4
-"""Bytes of a signature that must agree in one band: 16 bands of 4 find 99.9 % of the pairs that are 80 % alike."""
+"""Bytes of a signature, in bands of 4 that must agree: the 16 bands find 99.9 % of the pairs that are 80 % alike."""
 SHORTEST = 40
 """Bytes; shorter texts have too few shingles to compare."""
 LONGEST = 16_384
