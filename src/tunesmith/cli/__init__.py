@@ -1,0 +1,288 @@
+"""The table of commands. A verb, or the page, is imported only when it is called: ``--help`` needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith import __version__
+from tunesmith.cli.data import app as data_app
+from tunesmith.cli.runs import app as runs_app
+from tunesmith.cli.said import progress, report_run
+from tunesmith.config.errors import UserError
+from tunesmith.config.home import home
+
+app = typer.Typer(
+    name="tunesmith",
+    help="From a data set to a fine-tuned language model answering in Ollama. Start with: tunesmith demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_MODEL",
+        help="A run (its id, a part of it, or 'last'), a folder, hf:org/name, ms:org/name, demo, base+adapter.",
+    ),
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")]
+
+
+@app.command()
+def demo(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="Change a setting of the demo's training.")
+    ] = None,
+) -> None:
+    """The whole way once: get a small model, fine-tune it, compare, convert, prove, deploy. A few minutes."""
+    from tunesmith.verbs.demo import demo as verb
+
+    verb(progress(), tuple(overrides or ()))
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG.yaml]", help="A YAML config; or give model=… and data=… alone.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key.sub=value]…", help="Settings on top of the file, for example train.lr=1e-4."),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Start it as a process of its own and print its run folder.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the config and print it with every default filled in.")
+    ] = False,
+) -> None:
+    """Fine-tune a model. `tunesmith train model=demo data=my.json` is enough; `tunesmith schema` lists every setting."""
+    from tunesmith.config.load import dump
+    from tunesmith.verbs.run_config import load_config
+
+    settings = list(overrides or [])
+    if config is not None and "=" in config and not Path(config).exists():
+        settings.insert(0, config)
+        config = None
+    elif config is not None and Path(config).suffix not in (".yaml", ".yml"):
+        example = (
+            f"data={config}" if Path(config).suffix in (".json", ".jsonl", ".csv", ".parquet") else f"model={config}"
+        )
+        raise UserError(
+            f"{config!r} is not a YAML config", hint=f"settings are written key=value, for example {example}"
+        )
+    loaded = load_config(Path(config) if config is not None else None, settings)
+    if check:
+        from tunesmith.verbs.train import check_parts
+
+        check_parts(loaded, progress())
+        typer.echo(dump(loaded), nl=False)
+        return
+    from tunesmith.verbs.train import create, execute
+
+    run = create(loaded, progress())
+    if detach:
+        from tunesmith.runs.process import spawn
+
+        spawn(run, ["runs", "resume", str(run.path)])
+        typer.echo(str(run.path))
+        return
+    print(f"run {run.id} in {run.path}", file=sys.stderr)
+    execute(run, progress())
+    report_run(run)
+
+
+app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
+
+
+@app.command()
+def export(
+    model: RunOrModel,
+    to: Annotated[str, typer.Option("--to", help="hf (merged safetensors) or gguf.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where to write; by default into the run's artifacts, or here for models."),
+    ] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="GGUF numbers: f32, f16, bf16 or q8_0.")] = None,
+) -> None:
+    """Merge into safetensors or convert to GGUF; the result is checked against what it was made from."""
+    from tunesmith.verbs.export import export as verb
+
+    place, checks = verb(model, to, progress(), out=out, type_=type_)
+    for line in checks:
+        print(f"  {line}", file=sys.stderr)
+    typer.echo(str(place))
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="A run, a model (ID@base for a run's base), a .gguf file, or ollama:NAME."
+        ),
+    ],
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this one thing and leave.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token each time.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Choose among the tokens that together have this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice when the temperature is above 0.")] = 0,
+    max_tokens: MaxTokens = 512,
+) -> None:
+    """Talk to a model in the terminal."""
+    from tunesmith.verbs.chat import chat as verb
+
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    verb(model, progress(), prompt=prompt, system=system, **sampling)
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(metavar="A B…", help="Two or more: runs, ID@base, models, .gguf files, ollama:NAME.")
+    ],
+    prompt: Annotated[list[str] | None, typer.Option("-p", "--prompt", help="A prompt; repeat for more.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="A file with one prompt per line, or a JSON list.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A data set: its questions are asked and its loss is measured.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts that are asked.")] = 12,
+    max_tokens: MaxTokens = 128,
+) -> None:
+    """Ask several models the same and show the answers side by side, with held-out loss and perplexity."""
+    from tunesmith.verbs.compare import print_comparison, run_comparison
+
+    if len(models) < 2:
+        raise UserError("compare needs at least two models", hint="for example: tunesmith compare last@base last")
+    result, folder = run_comparison(
+        models, progress(), prompts=prompt or (), prompts_file=prompts, data=data, limit=limit, max_tokens=max_tokens
+    )
+    print_comparison(result, most=limit)
+    if folder is not None:
+        print(f"report: {folder / 'comparison.md'}", file=sys.stderr)
+
+
+@app.command()
+def deploy(
+    model: RunOrModel,
+    name: Annotated[str, typer.Option("--name", help="What it is called in Ollama, for example my-model:7b.")],
+    to: Annotated[str, typer.Option("--to", help="Where to: ollama.")] = "ollama",
+    level: Annotated[str, typer.Option("--level", help="GGUF numbers: f32, f16, bf16 or q8_0.")] = "q8_0",
+    url: Annotated[
+        str | None, typer.Option("--url", help="The Ollama server; by default OLLAMA_HOST, else this machine.")
+    ] = None,
+) -> None:
+    """Make a run answer in Ollama: merge, convert, prove that it is the same model, create it, ask it once."""
+    if to != "ollama":
+        raise UserError(f"cannot deploy to {to!r}", hint="only ollama is built in")
+    from tunesmith.verbs.deploy import deploy as verb
+
+    done = verb(model, name, progress(), type_=level.lower(), url=url)
+    typer.echo(f"GGUF: {done.made.file}\nModelfile: {done.made.modelfile} ({done.made.template_reason})")
+    if done.report is None:
+        typer.echo(f"No Ollama server answers at {done.server}. Where Ollama runs, finish with:\n    {done.command}")
+        return
+    for note in done.report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    typer.echo(f"{name} is at {done.report.url}, checked: {', '.join(done.report.checks)}")
+    typer.echo(f"> {done.report.question}\n{done.report.answer}")
+
+
+@app.command()
+def schema(kind: Annotated[str, typer.Argument(help="What to describe: train.")] = "train") -> None:
+    """JSON Schema of the train config: every setting with its help, for editors and forms."""
+    if kind != "train":
+        raise UserError(f"there is no schema {kind!r}", hint="known: train")
+    from tunesmith.config.schema import schema as draw
+    from tunesmith.verbs.run_config import TrainRun
+
+    typer.echo(json.dumps(draw(TrainRun), ensure_ascii=False, indent=2))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has and what is missing: versions, GPU, memory, disk, hubs, Ollama."""
+    from tunesmith.verbs.doctor import examine, report
+
+    lines = examine()
+    typer.echo(report(lines))
+    if any(line.ok is False for line in lines):
+        raise typer.Exit(1)
+
+
+@app.command()
+def web(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; another than this machine needs the printed token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    token: Annotated[str | None, typer.Option(help="Token for other addresses; made up when not given.")] = None,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = False,
+) -> None:
+    """The page in the browser: start runs and watch them."""
+    from tunesmith.web.app import serve
+
+    serve(host=host, port=port, open_browser=open_browser, token=token)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"tunesmith {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Entry point. A person's mistake: one message and exit code 2. Ours: the traceback is kept, exit code 1."""
+    # On a busy machine threads wait asleep: spinning ones stall each other; on a quiet one spinning is faster (docs/log.md).
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars; ours say more
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and LANG=C
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+    except Exception as error:
+        log = home() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+        except OSError:  # the folder cannot be written to: say it all here
+            traceback.print_exc()
+        print(
+            f"unexpected error: {type(error).__name__}: {error}\nhint: this is a fault of Tunesmith's; the details are in {log}",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None

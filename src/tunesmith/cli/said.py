@@ -1,0 +1,33 @@
+"""What several commands say: their progress, and how a run ended."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from tunesmith.config.progress import Progress
+    from tunesmith.runs.folder import RunFolder
+
+
+def progress() -> Progress:
+    """What long work reports to: bars in a terminal, lines elsewhere."""
+    from tunesmith.verbs.console import console_progress
+
+    return console_progress()
+
+
+def report_run(run: RunFolder) -> None:
+    """How a run ended, and what can be done with it next."""
+    status = run.status()
+    figures = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in status.result.items())
+    typer.echo(
+        f"{run.id}: {status.state} at step {status.step} of {status.total_steps}{', ' + figures if figures else ''}"
+    )
+    if status.state == "stopped":
+        print(f"hint: go on with: tunesmith runs resume {run.id}", file=sys.stderr)
+    else:
+        commands = [f"chat {run.id}", f"compare {run.id}@base {run.id}", f"deploy {run.id} --name my-model"]
+        print("next:\n" + "\n".join(f"  tunesmith {command}" for command in commands), file=sys.stderr)
