@@ -37,12 +37,13 @@ def _eager(
 ) -> torch.Tensor:  # fmt: skip
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = (q @ k.transpose(-1, -2)).float() * scale
+    at_least_fp32 = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.transpose(-1, -2)).to(at_least_fp32) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~sees, torch.finfo(torch.float32).min)
+    scores = scores.masked_fill(~sees, torch.finfo(at_least_fp32).min)
     if sinks_H is not None:
-        column = sinks_H.float().view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        column = sinks_H.to(at_least_fp32).view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         return torch.cat([scores, column], -1).softmax(-1)[..., :-1].to(v.dtype) @ v
     return scores.softmax(-1).to(v.dtype) @ v
 
