@@ -17,10 +17,14 @@ from tunesmith.render.conversation import Renderer
 from tunesmith.runs.folder import RunFolder
 from tunesmith.stages import sft
 from tunesmith.train.config import TrainConfig
-from tunesmith.train.loop import Setup, evaluate, train
+from tunesmith.train.evaluation import evaluate
+from tunesmith.train.loop import train
 from tunesmith.train.masters import Masters
+from tunesmith.train.optimizers import adamw
+from tunesmith.train.optimizers.base import parameter_groups
 from tunesmith.train.order import rows_of_step, total_steps
 from tunesmith.train.schedule import learning_rate
+from tunesmith.train.setup import Setup
 
 CPU = torch.device("cpu")
 
@@ -42,8 +46,10 @@ def setup(
     model = open_model(folder, dtype=dtype, device=CPU, attention="varlen" if config.packing else "sdpa")
     model = lora.apply(model, lora.Config(rank=4), base_name=str(folder))
     masters = Masters(model, dtype)
+    groups = parameter_groups(masters.named(), lr=config.lr, weight_decay=config.weight_decay)
     return Setup(
         model=model, stage=stage, train=rows[evals:], eval=rows[:evals], config=config, run=run, masters=masters,
+        optimizer=adamw.build(groups, adamw.Config()),
         micro_tokens=config.micro_tokens or 512, save_model=lambda to, state: lora.save(model, to, state),
     )  # fmt: skip
 
@@ -83,7 +89,7 @@ def test_accumulation_equals_one_batch(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_gradient_checkpointing_changes_nothing(tiny: Path, tmp_path: Path) -> None:
-    from tunesmith.verbs.train import turn_on_checkpointing
+    from tunesmith.verbs.assemble import turn_on_checkpointing
 
     plain = run_once(tiny, tmp_path, "plain")
     made = setup(tiny, new_run(tmp_path, "saving"), CONFIG)
@@ -152,6 +158,7 @@ def test_the_schedule_is_transformers_own(schedule: str) -> None:
     from transformers import get_scheduler
 
     total, before = 40, 7
+    shape = TrainConfig(schedule=schedule).schedule
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule
     theirs = get_scheduler(name, optimizer, num_warmup_steps=before, num_training_steps=total)
@@ -159,8 +166,8 @@ def test_the_schedule_is_transformers_own(schedule: str) -> None:
         while theirs.last_epoch < step - 1:
             optimizer.step()
             theirs.step()
-        assert learning_rate(step, total, 3.0, schedule, before) == pytest.approx(theirs.get_last_lr()[0])
-    assert [learning_rate(s, total, 1.0, schedule, 3) for s in (1, 2, 3, 4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+        assert learning_rate(step, total, 3.0, shape, before) == pytest.approx(theirs.get_last_lr()[0])
+    assert [learning_rate(s, total, 1.0, shape, 3) for s in (1, 2, 3, 4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
 def test_bf16_learns_through_its_masters(tiny: Path, tmp_path: Path) -> None:

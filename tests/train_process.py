@@ -20,13 +20,13 @@ def main(run_path: str, kill_at: str) -> None:
     from tunesmith.verbs.train import execute
 
     if kind == "step":
-        real_step = loop._step
+        real_step = loop.optimizer_step
 
-        def step_then_die(setup, optimizer, rows, rate, step):  # type: ignore[no-untyped-def]
-            result = real_step(setup, optimizer, rows, rate, step)
+        def step_then_die(setup, rows, rate, step):  # type: ignore[no-untyped-def]
+            result = real_step(setup, rows, rate, step)
             return die() if step == int(number) else result
 
-        loop._step = step_then_die
+        loop.optimizer_step = step_then_die
     elif kind in ("write", "rename"):
         real_save = checkpoint.save_file if kind == "write" else checkpoint.sync_folder
 

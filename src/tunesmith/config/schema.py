@@ -20,11 +20,15 @@ def schema(cls: type[Config]) -> Node:
         for node in part.get("properties", {}).values():
             _allow_one_text(node)
             _allow_short_items(node, defs)
+            _allow_kind_alone(node, defs)
     for part in defs.values():
         part.pop("short", None)
     for name, field in cls.model_fields.items():
         node = result["properties"][name]
-        members = node.pop("oneOf", None) or ([{"$ref": node.pop("$ref")}] if "$ref" in node else [])
+        if "oneOf" in node:
+            _allow_kind_alone(node, defs)
+            continue
+        members = [{"$ref": node.pop("$ref")}] if "$ref" in node else []
         if not members:
             continue
         kinds = [_kind(defs[_name(m)]) for m in members]
@@ -52,6 +56,18 @@ def _allow_short_items(node: Node, defs: dict[str, Node]) -> None:
         array = {key: node.pop(key) for key in ("type", "items", "minItems", "maxItems") if key in node}
         array["items"] = {"anyOf": [{"type": "string"}, items]}
         node["anyOf"] = [array, {"type": "string"}, items]
+
+
+def _allow_kind_alone(node: Node, defs: dict[str, Node]) -> None:
+    """A union of configs told apart by ``kind``, at any depth and nullable or not, may be written as the kind alone."""
+    choices: list[Node] = node.get("anyOf", [node])
+    union = next((choice for choice in choices if "oneOf" in choice), None)
+    if union is None:
+        return
+    members = union.pop("oneOf")
+    union.pop("discriminator", None)
+    rest = [choice for choice in choices if choice is not union] if union is not node else []
+    node["anyOf"] = [{"enum": [_kind(defs[_name(m)]) for m in members]}, *members, *rest]
 
 
 def _texts(node: Node) -> list[Node]:

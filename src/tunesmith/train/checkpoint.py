@@ -4,7 +4,7 @@
 
     adapter_model.safetensors, adapter_config.json   the adapter in peft's format (fp32)
     optimizer.safetensors                            "<parameter>|exp_avg" …, step counts
-    trainer.json                                     step, counters, random states, versions
+    trainer.json                                     step, counters, random states, the optimizer's numbers, versions
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.config.errors import TrainingError
 from tunesmith.config.files import sync_folder, write_json
+from tunesmith.train import optimizer_state
 from tunesmith.train.masters import Masters
 
 
@@ -56,10 +57,11 @@ def save(
     try:
         temporary.mkdir(parents=True)
         save_model(temporary)
-        save_file(_optimizer_tensors(masters, optimizer), temporary / "optimizer.safetensors")
+        tensors, record = optimizer_state.dump(optimizer, masters.named())
+        save_file(tensors, temporary / "optimizer.safetensors")
         write_json(
             temporary / "trainer.json",
-            {"position": asdict(position), "random": _random_state(), "torch": torch.__version__},
+            {"position": asdict(position), "random": _random_state(), "optimizer": record, "torch": torch.__version__},
         )
         for path in temporary.rglob("*"):
             if path.is_file():
@@ -82,12 +84,9 @@ def save(
 def load(folder: Path, masters: Masters, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> Position:
     """Bring masters, optimizer and random states back. ``state``: the fp32 parameters saved with the checkpoint."""
     masters.load(state)
-    tensors = load_file(folder / "optimizer.safetensors")
-    for name, (_, master) in masters.pairs.items():
-        optimizer.state[master] = {
-            key.rpartition("|")[2]: value for key, value in tensors.items() if key.rpartition("|")[0] == name
-        }
     record = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "optimizer.safetensors")
+    optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {"state": {}, "groups": []}))
     _restore_random_state(record["random"])
     return Position(**record["position"])
 
@@ -106,14 +105,6 @@ def prune(folder: Path, steps: list[int], keep: int) -> None:
         trash = folder / f".step-{step}.partial"
         old.rename(trash)  # first the name, so that a crash in between leaves no checkpoint that looks whole
         shutil.rmtree(trash, ignore_errors=True)
-
-
-def _optimizer_tensors(masters: Masters, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, (_, master) in masters.pairs.items():
-        for key, value in optimizer.state[master].items():
-            tensors[f"{name}|{key}"] = value.detach().contiguous() if torch.is_tensor(value) else torch.tensor(value)
-    return tensors
 
 
 def _random_state() -> dict[str, Any]:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import model_validator
 
 from tunesmith.config.base import Config, setting
+from tunesmith.config.plugins import kind_union
+
+if TYPE_CHECKING:
+    Optimizer = Any
+    Schedule = Any
+else:
+    Optimizer = kind_union("tunesmith.train.optimizers", "adamw")
+    Schedule = kind_union("tunesmith.train.schedules", "cosine")
 
 
 class TrainConfig(Config):
@@ -18,18 +28,14 @@ class TrainConfig(Config):
     """Conversations per optimizer step."""
     lr: float = setting(2e-4, zh="学习率峰值。", basic=True, gt=0)
     """Peak learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", zh="预热之后学习率的变化方式。")
+    optimizer: Optimizer = setting({"kind": "adamw"}, zh="优化器。")
+    """The optimizer."""
+    schedule: Schedule = setting({"kind": "cosine"}, zh="预热之后学习率的变化方式。")
     """How the learning rate falls after the warm-up."""
     warmup: float = setting(0.05, zh="预热：小于 1 为占总步数的比例，否则为步数。", ge=0)
     """Warm-up: a share of all steps when below 1, else a number of steps."""
-    weight_decay: float = setting(0.0, zh="AdamW 的权重衰减。", ge=0)
-    """Weight decay of AdamW."""
-    beta1: float = setting(0.9, zh="AdamW 的 beta1。", ge=0, lt=1)
-    """AdamW's beta1."""
-    beta2: float = setting(0.999, zh="AdamW 的 beta2。", ge=0, lt=1)
-    """AdamW's beta2."""
-    epsilon: float = setting(1e-8, zh="AdamW 的 epsilon。", gt=0)
-    """AdamW's epsilon."""
+    weight_decay: float = setting(0.0, zh="权重衰减（偏置与归一化层除外）。", ge=0)
+    """Weight decay (not of norms and biases)."""
     clip: float = setting(1.0, zh="梯度裁剪：全局范数上限（0 表示不裁剪）。", ge=0)
     """Largest global norm of the gradient; 0 = no clipping."""
     packing: bool = setting(True, zh="把多个对话无填充地拼在一起计算（互不可见），结果相同但更快。")
@@ -48,3 +54,13 @@ class TrainConfig(Config):
     """How many of the newest checkpoints are kept."""
     seed: int = setting(42, zh="随机种子：数据顺序、划分与初始化。", ge=0)
     """Seed of the data order, the evaluation split and the initialization."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_written_before(cls, value: Any) -> Any:
+        """AdamW's numbers stood beside the learning rate in configs of version 0.1.0."""
+        old = {"beta1", "beta2", "epsilon"}
+        if isinstance(value, dict) and old & value.keys() and value.get("optimizer", "adamw") == "adamw":
+            moved = {key: value[key] for key in old & value.keys()}
+            return {k: v for k, v in value.items() if k not in old} | {"optimizer": {"kind": "adamw", **moved}}
+        return value

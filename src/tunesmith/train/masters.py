@@ -31,6 +31,10 @@ class Masters:
         """The masters, in the order of the model."""
         return [master for _, master in self.pairs.values()]
 
+    def named(self) -> dict[str, torch.nn.Parameter]:
+        """The masters by parameter name."""
+        return {name: master for name, (_, master) in self.pairs.items()}
+
     def state(self) -> dict[str, torch.Tensor]:
         """fp32 values by parameter name."""
         return {name: master.detach() for name, (_, master) in self.pairs.items()}

@@ -16,12 +16,13 @@ from tunesmith.runs.config import OutputConfig
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train.config import TrainConfig
 
+STAGES, METHODS, OPTIMIZERS = "tunesmith.stages", "tunesmith.models.methods", "tunesmith.train.optimizers"
 if TYPE_CHECKING:
     Stage = Any
     Method = Any
 else:
-    Stage = kind_union("tunesmith.stages", "sft")
-    Method = kind_union("tunesmith.models.methods", "lora")
+    Stage = kind_union(STAGES, "sft")
+    Method = kind_union(METHODS, "lora")
 
 
 class TrainRun(Config):
