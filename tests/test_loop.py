@@ -22,7 +22,7 @@ from tunesmith.train.loop import train
 from tunesmith.train.masters import Masters
 from tunesmith.train.optimizers import adamw
 from tunesmith.train.optimizers.base import parameter_groups
-from tunesmith.train.order import rows_of_step, total_steps
+from tunesmith.train.order import Order
 from tunesmith.train.schedule import learning_rate
 from tunesmith.train.setup import Setup
 
@@ -105,19 +105,10 @@ def test_gradient_checkpointing_changes_nothing(tiny: Path, tmp_path: Path) -> N
 
 
 def _micro(made: Setup, step: int) -> list[list[int]]:
-    from tunesmith.stages.base import micro_batches
+    from tunesmith.stages.base import lengths_of, micro_batches
 
-    rows = [made.train[i] for i in rows_of_step(step, len(made.train), CONFIG.batch, CONFIG.seed)]
+    rows = [made.train[i] for i in Order(lengths_of(made.train), CONFIG.batch, CONFIG.seed).rows(step)]
     return micro_batches(rows, made.micro_tokens, packed=True)
-
-
-def test_every_row_once_an_epoch() -> None:
-    for epoch in (0, 3):
-        seen = [i for step in range(epoch * 4 + 1, epoch * 4 + 5) for i in rows_of_step(step, 13, 4, seed=7)]
-        assert sorted(seen) == list(range(13))
-    assert rows_of_step(1, 13, 4, 7) != rows_of_step(5, 13, 4, 7) and rows_of_step(1, 13, 4, 7) != rows_of_step(
-        1, 13, 4, 8
-    )
 
 
 def test_equals_a_plain_transformers_and_peft_loop(tiny: Path, tmp_path: Path) -> None:
@@ -131,10 +122,11 @@ def test_equals_a_plain_transformers_and_peft_loop(tiny: Path, tmp_path: Path) -
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=CONFIG.lr, weight_decay=0.0)
     _, rows = rows_for(tiny)
-    steps = total_steps(len(rows), CONFIG.batch, CONFIG.epochs, None)
+    order = Order([row.length for row in rows], CONFIG.batch, CONFIG.seed)
+    steps = order.total(CONFIG.epochs)
     theirs = []
     for step in range(1, steps + 1):
-        batch = [rows[i] for i in rows_of_step(step, len(rows), CONFIG.batch, CONFIG.seed)]
+        batch = [rows[i] for i in order.rows(step)]
         longest = max(r.length for r in batch)
         ids = torch.tensor([[*r.ids.tolist(), *[2] * (longest - r.length)] for r in batch])
         attention = torch.tensor([[1] * r.length + [0] * (longest - r.length) for r in batch])

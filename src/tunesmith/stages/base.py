@@ -39,12 +39,19 @@ class Loss:
     """``total``: scalar, the sum over the batch, differentiable. ``weight``: what the sum is to be divided by.
 
     The loop divides by the weight of the *whole* optimizer step, so that 8 micro-batches of 1 equal 1 of 8.
-    ``metrics``: name -> (sum, count).
+    ``metrics``: name -> (sum, count), for example ``accuracy``; a sum may be a scalar tensor, so that a GPU need not be waited for.
     """
 
     total: torch.Tensor
     weight: float
-    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[float | torch.Tensor, float]] = field(default_factory=dict)
+
+
+class Generate(Protocol):
+    """What a verb hands in: the model as it is now continues prompts."""
+
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> Sequence[str]:
+        """The continuation of each prompt (token ids) as text, up to an end of turn. The most likely tokens are taken."""
 
 
 class Stage(Protocol):

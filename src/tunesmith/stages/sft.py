@@ -116,7 +116,7 @@ class Sft:
         )
 
     def loss(self, model: Any, batch: Batch) -> Loss:
-        from tunesmith.kernels.cross_entropy import IGNORE, summed_cross_entropy
+        from tunesmith.kernels.cross_entropy import IGNORE
 
         device = next(model.parameters()).device
         labels = batch.labels_BT.to(device)
@@ -129,14 +129,22 @@ class Sft:
             inputs["attention_mask"] = batch.attention_BT.to(device)
         if batch.bounds is None:
             logits = model(**inputs).logits
-            return Loss(summed_cross_entropy(logits.flatten(0, 1), labels.flatten()), batch.weight)
+            return _summed(logits.flatten(0, 1), labels.flatten(), batch.weight)
         bounds = batch.bounds.to(device)
         longest = int((batch.bounds[1:] - batch.bounds[:-1]).max())
         inputs |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
         # Logits only where a token is learned: the vocabulary is wide, and prompts need none.
         learned_M = (labels[0] != IGNORE).nonzero().squeeze(-1)
         logits = model(**inputs, logits_to_keep=learned_M).logits
-        return Loss(summed_cross_entropy(logits[0], labels[0, learned_M]), batch.weight)
+        return _summed(logits[0], labels[0, learned_M], batch.weight)
+
+
+def _summed(logits_NV: torch.Tensor, labels_N: torch.Tensor, weight: float) -> Loss:
+    """Cross entropy, and how many of the learned tokens are the most likely ones (labels of -100 never are)."""
+    from tunesmith.kernels.cross_entropy import summed_cross_entropy
+
+    right = (logits_NV.detach().argmax(-1) == labels_N).sum()
+    return Loss(summed_cross_entropy(logits_NV, labels_N), weight, {"accuracy": (right, weight)})
 
 
 def _labels(row: Row) -> np.ndarray:

@@ -4,18 +4,16 @@
 
     adapter_model.safetensors, adapter_config.json   the adapter in peft's format (fp32)
     optimizer.safetensors                            "<parameter>|exp_avg" …, step counts
-    trainer.json                                     step, counters, random states, the optimizer's numbers, versions
+    trainer.json                                     step, counters, random states, the optimizer's numbers, the plan and the
+                                                     machine it ran on, size and SHA-256 of every other file
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import random
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from tunesmith.config.errors import TrainingError
 from tunesmith.config.files import sync_folder, write_json
-from tunesmith.train import optimizer_state
+from tunesmith.train import optimizer_state, random_state
+from tunesmith.train.checkpoint_files import RECORD, listed
 from tunesmith.train.masters import Masters
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where the loop stands."""
-
-    step: int = 0
-    tokens: int = 0
-    """Tokens seen so far, prompts included."""
-    best_eval: float | None = None
-    last: dict[str, float] = field(default_factory=dict)
-    """Latest figures (loss, eval_loss), so that a resumed run that has nothing left to do can still report them."""
+from tunesmith.train.position import Position
 
 
 def save(
@@ -47,9 +35,11 @@ def save(
     masters: Masters,
     optimizer: torch.optim.Optimizer,
     save_model: Callable[[Path], None],
+    notes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``folder`` (``…/step-N``) beside itself, flush, rename. Raises TrainingError when the disk refuses.
 
+    ``notes``: further JSON values for ``trainer.json``, such as the machine.
     Whatever happens, earlier checkpoints stay as they are and no incomplete one carries a checkpoint's name.
     """
     temporary = folder.parent / f".{folder.name}.partial"
@@ -60,9 +50,12 @@ def save(
         tensors, record = optimizer_state.dump(optimizer, masters.named())
         save_file(tensors, temporary / "optimizer.safetensors")
         write_json(
-            temporary / "trainer.json",
-            {"position": asdict(position), "random": _random_state(), "optimizer": record, "torch": torch.__version__},
-        )
+            temporary / RECORD,
+            {
+                "position": position.values(), "random": random_state.dump(), "optimizer": record, "torch": torch.__version__,
+                **(notes or {}), "files": listed(temporary),
+            },
+        )  # fmt: skip
         for path in temporary.rglob("*"):
             if path.is_file():
                 _flush(path)
@@ -84,11 +77,17 @@ def save(
 def load(folder: Path, masters: Masters, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> Position:
     """Bring masters, optimizer and random states back. ``state``: the fp32 parameters saved with the checkpoint."""
     masters.load(state)
-    record = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+    record = read(folder)
     tensors = load_file(folder / "optimizer.safetensors")
     optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {"state": {}, "groups": []}))
-    _restore_random_state(record["random"])
-    return Position(**record["position"])
+    random_state.restore(record["random"])
+    return Position.of(record["position"])
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The ``trainer.json`` of a checkpoint."""
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return record
 
 
 def remove_partials(folder: Path) -> None:
@@ -98,34 +97,18 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(folder: Path, steps: list[int], keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints."""
-    for step in steps[:-keep]:
+def prune(folder: Path, steps: list[int], keep: int, best: int | None = None) -> None:
+    """Remove all but the newest ``keep`` checkpoints and that of step ``best``."""
+    remove(folder, [step for step in steps[:-keep] if step != best])
+
+
+def remove(folder: Path, steps: Sequence[int]) -> None:
+    """Remove the checkpoints of these steps."""
+    for step in steps:
         old = folder / f"step-{step}"
         trash = folder / f".step-{step}.partial"
         old.rename(trash)  # first the name, so that a crash in between leaves no checkpoint that looks whole
         shutil.rmtree(trash, ignore_errors=True)
-
-
-def _random_state() -> dict[str, Any]:
-    def text(tensor: torch.Tensor) -> str:
-        return base64.b64encode(tensor.cpu().numpy().tobytes()).decode("ascii")
-
-    state: dict[str, Any] = {"cpu": text(torch.get_rng_state()), "python": random.getstate()}
-    if torch.cuda.is_available():
-        state["cuda"] = [text(t) for t in torch.cuda.get_rng_state_all()]
-    return state
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    def tensor(text: str) -> torch.Tensor:
-        return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-    torch.set_rng_state(tensor(state["cpu"]))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([tensor(t) for t in state["cuda"]])
 
 
 def _flush(path: Path) -> None:

@@ -24,8 +24,16 @@ class TrainConfig(Config):
     """How many times the training rows are gone through."""
     max_steps: int | None = setting(None, zh="最多训练多少步（设置后优先于 epochs）。", ge=1)
     """Stop after this many optimizer steps, whatever epochs says."""
+    max_tokens: int | None = setting(
+        None, zh="最多训练多少 token，含提示部分（设置后优先于 epochs；与 max_steps 以先到者为准）。", ge=1
+    )
+    """Stop with the step that brings the tokens seen (prompts included) to this number, whatever epochs says."""
     batch: int = setting(16, zh="每个优化步包含多少个对话。", basic=True, ge=1)
     """Conversations per optimizer step."""
+    batch_tokens: int | None = setting(
+        None, zh="每个优化步最多多少 token，代替 batch：按顺序取对话直到装满（总步数随之改变）。", ge=16
+    )
+    """Tokens per optimizer step in place of batch: conversations are taken in their order until the next one would not fit."""
     lr: float = setting(2e-4, zh="学习率峰值。", basic=True, gt=0)
     """Peak learning rate."""
     optimizer: Optimizer = setting({"kind": "adamw"}, zh="优化器。")
@@ -48,10 +56,30 @@ class TrainConfig(Config):
     """Recompute activations to save memory, at some speed; auto = only when they would not fit."""
     eval_every: int | None = setting(None, zh="每多少步评估一次（默认每轮结束时）。", ge=1)
     """Evaluate after this many steps; by default at the end of each epoch."""
+    eval_at_start: bool = setting(True, zh="训练开始前先评估一次，作为比较的起点。")
+    """Evaluate once before the first step, to have something to compare with."""
+    early_stopping: int | None = setting(None, zh="评估损失连续多少次没有改善就提前结束（默认不提前结束）。", ge=1)
+    """End the run when the evaluation loss has not improved in this many evaluations; by default it goes to its end."""
+    min_delta: float = setting(0.0, zh="提前结束：损失至少降低多少才算改善。", ge=0)
+    """Early stopping: by how much the loss must fall to count as an improvement."""
+    samples: int = setting(0, zh="每次评估时，对多少条留出的提问生成回答，写入 artifacts/samples.jsonl。", ge=0, le=64)
+    """With each evaluation the prompts of this many held-out rows are answered, into artifacts/samples.jsonl."""
+    sample_prompts: tuple[str, ...] = setting((), zh="每次评估时还要回答的提问。")
+    """Prompts that are answered with each evaluation besides."""
+    sample_tokens: int = setting(64, zh="这些回答每条最多多少 token。", ge=1)
+    """Most tokens of such an answer."""
     save_every: int | None = setting(None, zh="每多少步保存一次检查点（默认每轮结束时）。", ge=1)
     """Save a checkpoint after this many steps; by default at the end of each epoch."""
     keep: int = setting(2, zh="保留最近多少个检查点。", ge=1)
     """How many of the newest checkpoints are kept."""
+    save_minutes: float | None = setting(None, zh="距上次保存超过多少分钟就再保存一次检查点。", gt=0)
+    """Save a checkpoint when the last one is this many minutes old, besides save_every."""
+    keep_best: bool = setting(True, zh="评估损失创新低时保存检查点，并一直保留最好的那个（run:ID@best）。")
+    """Save a checkpoint when the evaluation loss is the lowest so far, and keep the best one (run:ID@best)."""
+    on_spike: Literal["warn", "skip", "stop"] = setting(
+        "warn", zh="损失或梯度突然远超近期水平时：警告并继续、跳过这一步的更新，或停止。"
+    )
+    """When the loss or the gradient leaps far above the recent steps: say so and go on, leave that step's update out, or stop."""
     seed: int = setting(42, zh="随机种子：数据顺序、划分与初始化。", ge=0)
     """Seed of the data order, the evaluation split and the initialization."""
 

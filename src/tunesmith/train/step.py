@@ -4,35 +4,96 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from tunesmith.stages.base import Item, micro_batches
+from tunesmith.stages.base import Item, Loss, lengths_of, micro_batches
 from tunesmith.train.guards import non_finite
 from tunesmith.train.setup import Setup
 
 
-def optimizer_step(setup: Setup, rows: Sequence[Item], rate: float, step: int) -> tuple[float, float]:
-    """One optimizer step over ``rows``; returns the mean loss and the norm of the gradient before clipping."""
-    config, optimizer = setup.config, setup.optimizer
+@dataclass(frozen=True)
+class Gradients:
+    """What the backward pass of one step gave; the gradients themselves lie with the masters.
+
+    ``norm``: before clipping. ``metrics``: means over the step. ``padding``: share of the computed tokens that are none.
+    ``worst``: the rows of the micro-batch with the highest mean loss.
+    """
+
+    loss: float
+    norm: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    padding: float = 0.0
+    worst: Sequence[Item] = ()
+
+
+def gradients(setup: Setup, rows: Sequence[Item], rate: float, step: int) -> Gradients:
+    """Gradients of the mean loss of ``rows``, added up in the masters and clipped.
+
+    Figures are read from the device once, at the end. Raises TrainingError when loss or norm are not finite.
+    """
+    config = setup.config
     weight = sum(row.weight for row in rows)
-    total = 0.0
-    for members in micro_batches(rows, setup.micro_tokens, packed=config.packing):
+    groups = micro_batches(rows, setup.micro_tokens, packed=config.packing)
+    losses: list[Loss] = []
+    for members in groups:
         batch = setup.stage.collate([rows[i] for i in members], packed=config.packing)
         loss = setup.stage.loss(setup.model, batch)
-        value = float(loss.total.detach())
-        if not math.isfinite(value):
-            raise non_finite(value, step, rate, [rows[i] for i in members])
         (loss.total / weight).backward()
         setup.masters.collect()
-        total += value
-    parameters = setup.masters.parameters()
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.clip or math.inf))
-    if not math.isfinite(norm):
-        raise non_finite(norm, step, rate, rows, what="gradient norm")
-    for group in optimizer.param_groups:
+        losses.append(Loss(loss.total.detach(), loss.weight, loss.metrics))
+    norm = torch.nn.utils.clip_grad_norm_(setup.masters.parameters(), config.clip or math.inf)
+    totals, norm_value, metrics = _read(losses, norm)
+    for members, value in zip(groups, totals):
+        if not math.isfinite(value):
+            raise non_finite(value, step, rate, [rows[i] for i in members], dtype=setup.dtype)
+    if not math.isfinite(norm_value):
+        raise non_finite(norm_value, step, rate, rows, what="gradient norm", dtype=setup.dtype)
+    worst = max(range(len(groups)), key=lambda i: totals[i] / losses[i].weight if losses[i].weight else -math.inf)
+    return Gradients(
+        loss=sum(totals) / weight, norm=norm_value, metrics=metrics, padding=_padding(rows, groups, config.packing),
+        worst=[rows[i] for i in groups[worst]],
+    )  # fmt: skip
+
+
+def apply(setup: Setup, rate: float) -> None:
+    """Let the optimizer move the weights by the gradients that are there."""
+    for group in setup.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    setup.optimizer.step()
+    drop(setup)
     setup.masters.publish()
-    return total / weight, norm
+
+
+def drop(setup: Setup) -> None:
+    """Forget the gradients: the step leaves the weights as they are."""
+    setup.optimizer.zero_grad(set_to_none=True)
+
+
+def _read(losses: Sequence[Loss], norm: torch.Tensor) -> tuple[list[float], float, dict[str, float]]:
+    """Total of each loss, the norm, and the mean of each metric: one transfer, so that a GPU is waited for once a step."""
+    on_device = [loss.total for loss in losses] + [norm]
+    places: list[tuple[str, int]] = []
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for loss in losses:
+        for name, (value, count) in loss.metrics.items():
+            counts[name] = counts.get(name, 0.0) + count
+            if torch.is_tensor(value):
+                places.append((name, len(on_device)))
+                on_device.append(value)
+            else:
+                sums[name] = sums.get(name, 0.0) + value
+    read: list[float] = torch.stack([value.detach().float().to(norm.device) for value in on_device]).tolist()
+    for name, place in places:
+        sums[name] = sums.get(name, 0.0) + read[place]
+    return read[: len(losses)], read[len(losses)], {name: sums[name] / counts[name] for name in sums if counts[name]}
+
+
+def _padding(rows: Sequence[Item], groups: Sequence[Sequence[int]], packed: bool) -> float:
+    if packed:
+        return 0.0
+    lengths = lengths_of(rows)
+    computed = sum(len(members) * max(lengths[i] for i in members) for members in groups)
+    return 1.0 - sum(lengths) / computed

@@ -47,7 +47,10 @@ class Checked:
     def steps(self) -> Steps:
         """What training would make of the rows."""
         other = "other_kind" in self.found.findings.checks()
-        return steps_of(self.config, self.found.shapes["train"].rows, self.found.counts["train"], other_kind=other)
+        return steps_of(
+            self.config, self.found.shapes["train"].rows, self.found.counts["train"], other_kind=other,
+            lengths=self.tokens.lengths if self.tokens is not None else (),
+        )  # fmt: skip
 
 
 def settings(

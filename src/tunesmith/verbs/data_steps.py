@@ -6,21 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from tunesmith.data.config import DataConfig
 from tunesmith.data.mix import order
 from tunesmith.data.split import held_out_count, held_out_numbers
-from tunesmith.train.order import total_steps
+from tunesmith.train.order import Order
 from tunesmith.verbs.run_config import TrainRun
 
 FEW_STEPS = 30
 """Optimizer steps; below, a change is seldom seen."""
 
 
+No = Literal["", "no_rows", "other_kind", "tokens_unknown"]
+
+
 @dataclass(frozen=True)
 class Steps:
     """``rows`` per epoch (after ``held_out`` rows were taken away, weights and mixing), ``batch`` of rows per optimizer step.
-    ``max_steps`` 0 = as many as the epochs make. ``steps`` is 0 with a reason in ``none``: no row is left, or the ``stage``
-    cannot learn from the rows. ``few``: too few to see a change."""
+    ``max_steps`` 0 = as many as the epochs make. ``steps`` is 0 with a reason in ``none``: no row is left, the ``stage``
+    cannot learn from the rows, or steps are counted in tokens and those are not known. ``few``: too few to see a change.
+    ``tokens``: the limits in tokens in words, '' without; ``about``: the steps are an estimate from the rows' lengths."""
 
     stage: str
     rows: int
@@ -30,7 +36,9 @@ class Steps:
     held_out: int
     steps: int = 0
     few: bool = False
-    none: Literal["", "no_rows", "other_kind"] = ""
+    none: No = ""
+    tokens: str = ""
+    about: bool = False
 
     def line(self) -> str:
         """The same in words."""
@@ -38,24 +46,59 @@ class Steps:
             return "no row is left to train on"
         if self.none == "other_kind":
             return f"the stage {self.stage} learns from other rows than these: see below"
+        if self.none == "tokens_unknown":
+            return f"with {self.tokens} the number of steps needs the rows' lengths: name a model (--model)"
         how = f"{_many(self.rows, 'row')} × {self.epochs:g} epoch{'' if self.epochs == 1 else 's'} / {self.batch}"
-        if self.max_steps:
+        if self.tokens:
+            how = f"{_many(self.rows, 'row')} × {self.epochs:g} epoch{'' if self.epochs == 1 else 's'}, {self.tokens}"
+        elif self.max_steps:
             how = f"train.max_steps={self.max_steps}"
         few = ": probably too few to see a change" if self.few else ""
         held = f" ({_many(self.held_out, 'row')} held out)" if self.held_out else ""
-        return f"{how} = {_many(self.steps, 'step')}{few}{held}"
+        return f"{how} = {'about ' if self.about else ''}{_many(self.steps, 'step')}{few}{held}"
 
 
-def steps_of(run: TrainRun, readable: int, counts: Sequence[int], *, other_kind: bool = False) -> Steps:
+def steps_of(
+    run: TrainRun,
+    readable: int,
+    counts: Sequence[int],
+    *,
+    other_kind: bool = False,
+    lengths: Sequence[int] = (),
+) -> Steps:
     """``readable``: training rows that could be read; ``counts``: the rows of each training set; ``other_kind``: some rows are
-    not what the stage learns from."""
+    not what the stage learns from. ``lengths``: tokens of the readable rows in their order, or of a sample of them."""
     loop = run.train
     held = 0 if run.data.eval else held_out_count(readable, run.data.eval_share)
     rows = max(0, _rows_per_epoch(run, readable, counts, held))
-    none: Literal["", "no_rows", "other_kind"] = "no_rows" if not rows else "other_kind" if other_kind else ""
-    steps = 0 if none else total_steps(rows, loop.batch, loop.epochs, loop.max_steps)
+    words = _limits_in_tokens(run)
+    none: No = "no_rows" if not rows else "other_kind" if other_kind else ""
+    if not none and words and not len(lengths):
+        none = "tokens_unknown"
+    order, exact = Order([1] * rows, loop.batch, loop.seed), True
+    if words and not none:
+        taken, exact = _lengths_of_epoch(run, rows, readable, lengths)
+        order = Order(taken, loop.batch, loop.seed, loop.batch_tokens)
+    steps = 0 if none else order.total(loop.epochs, loop.max_steps, loop.max_tokens)
     few = not none and steps < FEW_STEPS
-    return Steps(run.stage.kind, rows, loop.epochs, loop.batch, loop.max_steps or 0, held, steps, few, none)
+    limit = loop.max_steps or 0
+    return Steps(run.stage.kind, rows, loop.epochs, loop.batch, limit, held, steps, few, none, words, not exact)
+
+
+def _limits_in_tokens(run: TrainRun) -> str:
+    known = {"train.batch_tokens": run.train.batch_tokens, "train.max_tokens": run.train.max_tokens}
+    return ", ".join(f"{key}={value}" for key, value in known.items() if value is not None)
+
+
+def _lengths_of_epoch(run: TrainRun, rows: int, readable: int, lengths: Sequence[int]) -> tuple[np.ndarray, bool]:
+    """Tokens of the rows of an epoch, and whether they are exactly training's: rows drawn from those known when mixed or sampled."""
+    known = np.asarray(lengths, dtype=np.int64)
+    if len(known) == readable:
+        out = held_out(readable, run.data, run.train.seed)
+        kept = known[[row for row in range(readable) if row not in out]]
+        if len(kept) == rows:
+            return kept, True
+    return np.random.default_rng(run.train.seed).choice(known, rows), False
 
 
 def held_out(rows: int, data: DataConfig, seed: int) -> frozenset[int]:

@@ -82,7 +82,7 @@ class ReportView:
         if plan.get("none") in ("no_rows", "other_kind"):
             return t(f"steps.{plan['none']}", stage=str(plan.get("stage", "")))
         names = ("steps", "rows", "batch", "max_steps", "held_out")
-        if not all(is_number(plan.get(name)) for name in (*names, "epochs")):
+        if plan.get("tokens") or not all(is_number(plan.get(name)) for name in (*names, "epochs")):
             return str(self.report.head.get("steps", ""))
         values = {name: _count(plan[name]) for name in names} | {"epochs": f"{plan['epochs']:g}"}
         line = t("steps.limited" if plan["max_steps"] else "steps.counted", **values)
