@@ -6,14 +6,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith.cli.said import progress, report_run
+from tunesmith.cli.said import figure, progress, report_run
 from tunesmith.config.errors import UserError
 
-app = typer.Typer(help="List, show, stop, resume or delete runs.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from tunesmith.runs.folder import RunFolder
+
+app = typer.Typer(help="List, show, stop, resume, continue, restart or delete runs.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -37,7 +40,7 @@ def runs_list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
     width = max(len(r.id) for r in runs)
     for run in runs:
         status = run.status()
-        figures = "".join(f"  {name.replace('_', ' ')} {value:.4f}" for name, value in status.result.items())
+        figures = "".join(f"  {figure(name, value)}" for name, value in status.result.items())
         if status.error:
             figures = f"  {status.error.splitlines()[0]}"
         typer.echo(f"{run.id.ljust(width)}  {status.state:<11}  step {status.step}/{status.total_steps}{figures}")
@@ -56,9 +59,13 @@ def runs_show(run: Annotated[str, typer.Argument(help="Id, part of it, path, or 
     typer.echo(f"folder: {found.path}")
     if status.error:
         typer.echo(f"error: {status.error}")
+    if status.note:
+        typer.echo(status.note)
     for key, value in status.result.items():
-        typer.echo(f"{key.replace('_', ' ')}: {value:.4f}")
-    typer.echo(f"checkpoints: {', '.join(f'step-{s}' for s in found.checkpoint_steps()) or 'none'}")
+        typer.echo(figure(key, value, ": "))
+    best = found.best_step()
+    shown = (f"step-{s}{' (best)' if s == best else ''}" for s in found.checkpoint_steps())
+    typer.echo(f"checkpoints: {', '.join(shown) or 'none'}")
     files = sorted(p.relative_to(found.path) for p in found.artifacts.glob("*")) if found.artifacts.is_dir() else []
     typer.echo(f"artifacts: {', '.join(map(str, files)) or 'none'}")
     typer.echo(f"\n{found.config_path.read_text(encoding='utf-8').rstrip()}")
@@ -66,23 +73,78 @@ def runs_show(run: Annotated[str, typer.Argument(help="Id, part of it, path, or 
 
 @app.command("resume")
 def runs_resume(
-    run: Annotated[str, typer.Argument(help="Id, part of it, path, or 'last'.")],
+    run: Annotated[
+        str, typer.Argument(help="Id, part of it, path, or 'last'; with @step-N or @best an earlier checkpoint.")
+    ],
     detach: Annotated[bool, typer.Option("--detach", help="Resume it as a process of its own.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Give up the checkpoints after the one that is named.")] = False,
 ) -> None:
-    """Go on from the newest checkpoint, as if the run had never stopped."""
-    from tunesmith.runs.folder import find_run
+    """Go on from the newest checkpoint to the planned end, as if the run had never stopped."""
+    from tunesmith.verbs.go_on import go_back, later_checkpoints, split_point
 
-    found = find_run(run)
+    found, step = split_point(run)
     status = found.status()
-    if status.state == "finished":
+    later = later_checkpoints(found, step)
+    if status.state == "finished" and not later:
         raise UserError(
             f"run {found.id} is finished (step {status.step} of {status.total_steps})",
-            hint="start a new one with tunesmith train",
+            hint=f"for longer: tunesmith runs continue {found.id} train.epochs=N; from step 0: tunesmith runs restart {found.id}",
         )
+    _check_idle(found)
+    if later and step is not None:
+        named = ", ".join(f"step-{s}" for s in later)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UserError(
+                    f"going on from step {step} gives up {named} and the metrics after it", hint="add --yes"
+                )
+            typer.confirm(f"go on from step {step} and delete {named}?", abort=True)
+        go_back(found, step)
+    _go_on(found, detach)
+
+
+@app.command("continue")
+def runs_continue(
+    run: Annotated[str, typer.Argument(help="Id, part of it, path, or 'last'.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[train.key=value]…", help="What changes, for example train.epochs=5.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Continue it as a process of its own.")] = False,
+) -> None:
+    """Go on for longer than was planned: a finished or stopped run with other limits."""
+    from tunesmith.runs.folder import find_run
+    from tunesmith.verbs.go_on import continue_with
+
+    found = find_run(run)
+    _check_idle(found)
+    for line in continue_with(found, overrides or ()):
+        print(line, file=sys.stderr)
+    _go_on(found, detach)
+
+
+@app.command("restart")
+def runs_restart(
+    run: Annotated[str, typer.Argument(help="Id, part of it, path, or 'last'.")],
+    detach: Annotated[bool, typer.Option("--detach", help="Run it as a process of its own.")] = False,
+) -> None:
+    """The same config again from step 0, as a new run; the old one stays."""
+    from tunesmith.runs.folder import find_run
+    from tunesmith.verbs.go_on import restart
+
+    new = restart(find_run(run))
+    print(f"run {new.id} in {new.path}", file=sys.stderr)
+    _go_on(new, detach)
+
+
+def _check_idle(found: RunFolder) -> None:
+    status = found.status()
     if status.active and status.pid not in (0, os.getpid()):
         raise UserError(
             f"run {found.id} is running (process {status.pid})", hint=f"follow it with: tunesmith runs show {found.id}"
         )
+
+
+def _go_on(found: RunFolder, detach: bool) -> None:
     if detach:
         from tunesmith.runs.process import spawn
 
@@ -103,6 +165,7 @@ def runs_stop(run: Annotated[str, typer.Argument(help="Id, part of it, path, or 
 
     found = find_run(run)
     typer.echo(f"{found.id}: {stop(found)}")
+    print(f"hint: go on with: tunesmith runs resume {found.id}", file=sys.stderr)
 
 
 @app.command("delete")

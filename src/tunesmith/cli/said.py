@@ -19,13 +19,20 @@ def progress() -> Progress:
     return console_progress()
 
 
+def figure(name: str, value: object, between: str = " ") -> str:
+    """``eval loss 1.2345``: a figure of a run's result."""
+    return f"{name.replace('_', ' ')}{between}{f'{value:.4f}' if isinstance(value, float) else value}"
+
+
 def report_run(run: RunFolder) -> None:
     """How a run ended, and what can be done with it next."""
     status = run.status()
-    figures = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in status.result.items())
+    figures = ", ".join(figure(name, value) for name, value in status.result.items())
     typer.echo(
         f"{run.id}: {status.state} at step {status.step} of {status.total_steps}{', ' + figures if figures else ''}"
     )
+    if status.note:
+        typer.echo(status.note)
     if status.state == "stopped":
         print(f"hint: go on with: tunesmith runs resume {run.id}", file=sys.stderr)
     else:

@@ -54,7 +54,9 @@ class Status:
     """Start time of the process, so that a recycled pid is not taken for the run."""
     error: str = ""
     result: dict[str, Any] = field(default_factory=dict)
-    """Final figures, for example ``{"loss": 1.9, "eval_loss": 2.0}``."""
+    """Final figures, for example ``{"loss": 1.9, "eval_loss": 2.0, "best_step": 40}``."""
+    note: str = ""
+    """Why a finished run ended before its last step."""
 
     @property
     def active(self) -> bool:
@@ -134,6 +136,11 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run folder. Raises ReferenceNotFoundError when ``path`` is none."""
         run = cls(path)
+        if (run.path / "trainer.json").is_file():
+            raise ReferenceNotFoundError(
+                f"{path} is a checkpoint: a run goes on from its whole folder",
+                hint="that has config.yaml, rows.json and checkpoints/ in it; copy it whole and name it",
+            )
         if not run.config_path.is_file():
             raise ReferenceNotFoundError(f"{path} is not a run folder: it has no config.yaml")
         return run
@@ -207,7 +214,7 @@ class RunFolder:
             )
         pid = os.getpid()
         return self.update_status(
-            state="running", what=what, pid=pid, pid_started=process_start(pid), started=time.time(), error=""
+            state="running", what=what, pid=pid, pid_started=process_start(pid), started=time.time(), error="", note=""
         )
 
     # -- config, metrics, log --------------------------------------------------------------------------------------
@@ -279,6 +286,33 @@ class RunFolder:
             raise ReferenceNotFoundError(f"run {self.id} has no checkpoint at step {step}", hint=f"it has: {listed}")
         return self.checkpoints / f"step-{step}"
 
+    def best_step(self) -> int | None:
+        """The step with the lowest evaluation loss so far, as the newest checkpoint knows it; None without an evaluation."""
+        steps = self.checkpoint_steps()
+        if not steps:
+            return None
+        try:
+            record = json.loads((self.checkpoints / f"step-{steps[-1]}" / "trainer.json").read_text(encoding="utf-8"))
+            found = record["position"].get("best_step")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return None
+        return found if isinstance(found, int) else None
+
+    def best_checkpoint(self) -> Path:
+        """Folder of the best checkpoint. Raises ReferenceNotFoundError when there is none, or it was not kept."""
+        best, listed = self.best_step(), ", ".join(f"step-{s}" for s in self.checkpoint_steps()) or "none"
+        if best is None:
+            raise ReferenceNotFoundError(
+                f"run {self.id} has no best checkpoint: nothing was evaluated at a checkpoint",
+                hint=f"its checkpoints: {listed}; the best is told by held-out rows (data.eval or data.eval_share)",
+            )
+        if best not in self.checkpoint_steps():
+            raise ReferenceNotFoundError(
+                f"the best checkpoint of run {self.id}, of step {best}, was not kept (train.keep_best)",
+                hint=f"its checkpoints: {listed}",
+            )
+        return self.checkpoint(best)
+
     def delete(self) -> None:
         """Remove the whole folder. Raises UserError while a process works on it."""
         if self.status().active:
@@ -300,6 +334,8 @@ def list_runs(root: Path | None = None) -> list[RunFolder]:
 def find_run(text: str, root: Path | None = None) -> RunFolder:
     """A run by path, by id, by a unique beginning or part of its id, or ``last``. Raises ReferenceNotFoundError."""
     path = Path(text).expanduser()
+    if (path / "trainer.json").is_file():
+        return RunFolder.open(path)
     if (path / "config.yaml").is_file() and (os.sep in text or "/" in text or path.is_absolute()):
         return RunFolder(path.absolute())
     runs = list_runs(root)

@@ -49,6 +49,8 @@ def stop(run: RunFolder, patience: float = 60.0) -> str:
     process.terminate()
     try:
         process.wait(patience)
+        if run.stored_status().active:  # it was told before it could hear, while starting
+            run.update_status(state="stopped", what="")
         return "stopped"
     except psutil.TimeoutExpired:
         process.kill()

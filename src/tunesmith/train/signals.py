@@ -12,18 +12,36 @@ from contextlib import contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """SIGTERM and the first Ctrl-C ask the loop to end after the current step; a second Ctrl-C breaks off at once."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
 
     def ask(number: int, frame: object) -> None:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handled(ask, signal.SIGTERM, signal.SIGINT):
         yield asked.is_set
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """While nothing is there yet that could be saved, SIGTERM is what Ctrl-C is: a KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(interrupt, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, object], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Signals reach the main thread alone; in another one nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tunesmith.config.load import save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from tunesmith.models.local import LocalModel
     from tunesmith.render.conversation import Renderer
+    from tunesmith.render.selection import Selection
     from tunesmith.train.setup import Setup
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -30,6 +33,7 @@ def assemble(
     import torch
 
     from tunesmith.models.devices import best_device, set_threads
+    from tunesmith.train.checkpoint_files import newest_whole
 
     set_threads()
     device = best_device()
@@ -43,8 +47,8 @@ def assemble(
     torch.manual_seed(config.train.seed)
     setup = _setup(run, config, local, renderer, stage, rows, device, progress)
     resume = None
-    if run.checkpoint_steps():
-        folder = run.checkpoint()
+    folder = newest_whole(run, progress)
+    if folder is not None:
         resume = (folder, load_plugin(METHODS, config.method.kind).load_state(folder, setup.model))
         progress.say(f"resuming from {folder.name}")
     return setup, resume
@@ -90,6 +94,7 @@ def _setup(
     from tunesmith.train.masters import Masters
     from tunesmith.train.optimizers.base import parameter_groups
     from tunesmith.train.setup import Setup
+    from tunesmith.verbs.samples import generator, prompts_of
 
     dtype = getattr(torch, DTYPES[config.precision])
     progress.start(f"opening {config.model.ref}")
@@ -116,8 +121,20 @@ def _setup(
 
     return Setup(
         model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
-        optimizer=optimizer, micro_tokens=micro_tokens, save_model=save_model,
+        optimizer=optimizer, micro_tokens=micro_tokens, save_model=save_model, eval_sets=_eval_sets(config, rows.eval),
+        generate=generator(model, renderer, config.train.sample_tokens),
+        prompts=prompts_of(config.train, rows.eval, renderer, progress),
     )  # fmt: skip
+
+
+def _eval_sets(config: TrainRun, held_out: Selection) -> dict[str, list[int]]:
+    """The rows of each evaluation set by its name, where there are several."""
+    sets = config.data.eval
+    if len(sets) < 2:
+        return {}
+    twice = [choice.set for choice in sets]
+    names = [name if twice.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(twice)]
+    return {name: np.flatnonzero(held_out.places[:, 0] == i).tolist() for i, name in enumerate(names)}
 
 
 def _default_micro(device: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -109,15 +110,19 @@ class Logged:
 
     def __init__(self, inner: Progress, path: Path) -> None:
         self.inner, self.path, self.task = inner, path, ""
+        self.total: float | None = None
+        self.done = 0.0
 
     def start(self, task: str, total: float | None = None, unit: str = "") -> None:
-        self.task = task
+        self.task, self.total, self.done = task, total, 0.0
         self._write(f"{task} …")
         self.inner.start(task, total, unit)
 
     def advance(self, amount: float = 1, note: str = "") -> None:
+        self.done += amount
         if note:
-            self._write(f"{self.task}: {note}")
+            share = f" {self.done:g}/{self.total:g}" if self.total else ""
+            self._write(f"{self.task}{share}: {note}")
         self.inner.advance(amount, note)
 
     def finish(self, note: str = "") -> None:
@@ -129,8 +134,9 @@ class Logged:
         self.inner.say(line)
 
     def _write(self, line: str) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%H:%M:%S')}  {line}\n")
+        with contextlib.suppress(OSError):  # a full disk: what cannot go on without it says so itself
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%H:%M:%S')}  {line}\n")
 
 
 def amount_text(value: float, unit: str) -> str:

@@ -78,7 +78,7 @@ def steps_of(
     order, exact = Order([1] * rows, loop.batch, loop.seed), True
     if words and not none:
         taken, exact = _lengths_of_epoch(run, rows, readable, lengths)
-        order = Order(taken, loop.batch, loop.seed, loop.batch_tokens)
+        order = Order(taken.tolist(), loop.batch, loop.seed, loop.batch_tokens)
     steps = 0 if none else order.total(loop.epochs, loop.max_steps, loop.max_tokens)
     few = not none and steps < FEW_STEPS
     limit = loop.max_steps or 0

@@ -89,17 +89,11 @@ def target_of(text: str, progress: Progress) -> Target:
     if reference.point == "base":
         return Target(f"base of {run.id}", base, None, run, config)
     if reference.point == "best":
-        raise UserError(
-            "@best is not kept yet", hint=f"checkpoints of {run.id}: {_listed(run)}; write run:{run.id}@step-N"
-        )
+        return Target(f"{run.id}@best", base, run.best_checkpoint(), run, config)
     step = (
         int(reference.point.removeprefix("step-")) if reference.point and reference.point.startswith("step-") else None
     )
     return Target(run.id if step is None else f"{run.id}@step-{step}", base, run.checkpoint(step), run, config)
-
-
-def _listed(run: RunFolder) -> str:
-    return ", ".join(f"step-{s}" for s in run.checkpoint_steps()) or "none"
 
 
 def _short(text: str) -> str:

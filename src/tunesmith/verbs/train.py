@@ -76,7 +76,9 @@ def execute(run: RunFolder, progress: Progress) -> RunFolder:
 
     Raises UserError with the run's status set to ``failed``; an unexpected error leaves its traceback in the run's log.
     """
-    with run.claimed("preparing"):
+    from tunesmith.train.signals import interrupted_by_sigterm
+
+    with run.claimed("preparing"), interrupted_by_sigterm():
         return _execute(run, progress)
 
 
@@ -89,12 +91,15 @@ def _execute(run: RunFolder, progress: Progress) -> RunFolder:
         _end(run, f"error: {error}", state="failed", error=str(error))
         raise
     except KeyboardInterrupt:
-        _end(run, "stopped by Ctrl-C", state="stopped")
+        _end(run, "stopped before the end of a step; resuming goes on from the last checkpoint", state="stopped")
         raise
     except BaseException as error:
         _end(run, traceback.format_exc(), state="failed", error=f"{type(error).__name__}: {error}")
         raise
-    run.update_status(state="finished" if outcome.finished else "stopped", what="", result=outcome.position.last)
+    from tunesmith.train.recording import record_status
+
+    state = "finished" if outcome.finished else "stopped"
+    record_status(run, state=state, what="", result=outcome.position.result(), note=outcome.note)
     return run
 
 
@@ -105,7 +110,10 @@ def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
 
     setup, resume = assemble(run, config, progress)
     outcome = train(setup, resume=resume, progress=progress)
-    plot_loss(run)
+    try:
+        plot_loss(run)
+    except OSError as error:
+        progress.say(f"warning: the picture of the losses could not be written: {error}")
     return outcome
 
 
