@@ -8,8 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,10 +25,15 @@ from tunesmith.verbs.run_config import load_config
 from tunesmith.verbs.train import create, execute
 
 HERE = Path(__file__).parent
-KILLS = ["step:1", "step:5", "metrics:4", "write:3", "rename:3", "write:6", "rename:6", "step:8"]
+KILLS = [
+    ["step:1", "write:3", "rename:3", "renamed:4", "prune:3", "step:8", "finished"],
+    ["metrics:4", "samples:4", "record:4", "step:5", "rename:6", "status:8"],
+]
+"""Each list is one run, killed again and again before it is let go to its end (``train_process.arm`` tells the points)."""
 SETTINGS = [
     "data=lantern_bay", "data.limit=18", "data.eval_share=0.1", "data.max_length=256", "method.rank=4", "method.dropout=0.1",
     "train.epochs=2", "train.batch=4", "train.micro_tokens=256", "train.lr=5e-3", "train.save_every=3", "train.keep=2", "data.date=2026-01-01",
+    "train.samples=1", "train.sample_tokens=4", "train.early_stopping=9", "train.on_spike=skip",
 ]  # fmt: skip
 
 
@@ -40,12 +46,26 @@ def work(run: RunFolder) -> None:
     execute(run, SILENT)
 
 
-def killed(run: RunFolder, kill_at: str) -> None:
-    """Train in a process that is killed by SIGKILL at that point."""
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported everything and trains in forks of itself."""
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
-    command = [sys.executable, str(HERE / "train_process.py"), str(run.path), kill_at]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    command = [sys.executable, str(HERE / "train_process.py")]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def killed(forks: subprocess.Popen[str], run: RunFolder, kill_at: str) -> None:
+    """Train in a process that is killed by SIGKILL at that point."""
+    assert forks.stdin is not None and forks.stdout is not None
+    print(run.path, kill_at, file=forks.stdin, flush=True)
+    assert os.WTERMSIG(int(forks.stdout.readline())) == signal.SIGKILL, (
+        f"{kill_at}: {run.status().error or 'not reached'}"
+    )
     assert run.status().state == "interrupted"
 
 
@@ -60,6 +80,10 @@ def uninterrupted(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return made
 
 
+def samples(run: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.artifacts / "samples.jsonl").read_text().splitlines()]
+
+
 def assert_same(found: RunFolder, expected: RunFolder) -> None:
     assert found.status().state == "finished"
     assert found.checkpoint_steps() == expected.checkpoint_steps()
@@ -69,7 +93,11 @@ def assert_same(found: RunFolder, expected: RunFolder) -> None:
         for key in mine:
             assert torch.equal(mine[key], theirs[key]), f"{name}: {key} differs"
     trainer = [json.loads((r.checkpoint() / "trainer.json").read_text()) for r in (found, expected)]
+    for one in trainer:
+        one.pop("files")  # adapter_config.json lists the targets in any order
     assert trainer[0] == trainer[1]
+    assert samples(found) == samples(expected) and [line["step"] for line in samples(found)] == [0, 4, 8]
+    assert found.status().result == expected.status().result
     figures = [
         [(r["kind"], r["step"], r.get("loss", r.get("eval_loss"))) for r in run.metrics()] for run in (found, expected)
     ]
@@ -77,36 +105,52 @@ def assert_same(found: RunFolder, expected: RunFolder) -> None:
     assert not list(found.checkpoints.glob(".*")), "something half-written was left behind"
 
 
-@pytest.mark.parametrize("kill_at", KILLS)
-def test_killed_and_resumed(tiny: Path, uninterrupted: dict[str, RunFolder], kill_at: str) -> None:
+@pytest.mark.parametrize("kills", KILLS, ids=" ".join)
+def test_killed_and_resumed(
+    tiny: Path, uninterrupted: dict[str, RunFolder], forks: subprocess.Popen[str], kills: list[str]
+) -> None:
     run = new_run(tiny, "fp32")
-    killed(run, kill_at)
+    for kill_at in kills:
+        killed(forks, run, kill_at)
     work(run)
     assert_same(run, uninterrupted["fp32"])
 
 
-def test_killed_three_times_in_bf16(tiny: Path, uninterrupted: dict[str, RunFolder]) -> None:
+def test_killed_three_times_in_bf16(
+    tiny: Path, uninterrupted: dict[str, RunFolder], forks: subprocess.Popen[str]
+) -> None:
     run = new_run(tiny, "bf16")
     for kill_at in ("step:4", "write:6", "step:8"):
-        killed(run, kill_at)
+        killed(forks, run, kill_at)
     work(run)
     assert_same(run, uninterrupted["bf16"])
 
 
-def test_sigterm_saves_and_stops(tiny: Path, uninterrupted: dict[str, RunFolder]) -> None:
+def test_a_signal_saves_and_stops(
+    tiny: Path, uninterrupted: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it prepares, a run is stopped at once; in the middle of step 2, after that step with a checkpoint of it."""
+    from tunesmith.train import loop
+    from tunesmith.verbs import assemble
+
     run = new_run(tiny, "fp32")
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
-    command = [sys.executable, str(HERE / "train_process.py"), str(run.path), "never"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not any(r["kind"] == "step" for r in run.metrics()):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-    status = run.status()
-    assert status.state in ("stopped", "finished")  # finished: the last step was done before the signal came
-    assert run.checkpoint_steps()[-1] == status.step
-    if status.state == "stopped":
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble, "encode", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(KeyboardInterrupt):
+            work(run)
+    assert run.status().state == "stopped" and not run.checkpoint_steps()
+    real = loop.apply
+
+    def signalled(setup: Any, rate: float) -> None:
+        if len([r for r in run.metrics() if r["kind"] == "step"]) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(setup, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "apply", signalled)
         work(run)
+    assert run.status().state == "stopped" and run.status().step == 2 and run.checkpoint_steps() == [2]
+    work(run)
     assert_same_weights(run, uninterrupted["fp32"])
 
 
@@ -136,7 +180,7 @@ def test_a_full_disk_loses_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         TrainingError, match=r"checkpoint of step 6 could not be written[\s\S]*File too large[\s\S]*are whole"
     ):
         execute(run, SILENT)
-    assert run.checkpoint_steps() == [3] and run.status().state == "failed" and "File too large" in run.status().error
+    assert run.checkpoint_steps() == [3, 4] and run.status().state == "failed" and "File too large" in run.status().error
     monkeypatch.undo()
     monkeypatch.setenv("TUNESMITH_RUNS", str(run.path.parent))
     execute(run, SILENT)
