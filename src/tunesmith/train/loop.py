@@ -18,6 +18,7 @@ from tunesmith.train import checkpoint
 from tunesmith.train.checkpoint import Position
 from tunesmith.train.evaluation import evaluate_and_record
 from tunesmith.train.order import rows_of_step, steps_per_epoch, total_steps
+from tunesmith.train.profiling import profiled
 from tunesmith.train.recording import record
 from tunesmith.train.schedule import learning_rate
 from tunesmith.train.setup import Setup
@@ -75,7 +76,8 @@ def train(
         checkpoint.prune(run.checkpoints, run.checkpoint_steps(), config.keep)
         saved = position.step
 
-    with stop_on_signal() as asked_to_stop:
+    profile = profiled(run.artifacts / "profile", config.profile, setup.device, progress)
+    with stop_on_signal() as asked_to_stop, profile as step_profiled:
         if setup.eval and position.step == 0:
             position = evaluate_and_record(setup, position)
         while position.step < total and not asked_to_stop():
@@ -83,6 +85,7 @@ def train(
             rate = learning_rate(step, total, config.lr, config.schedule, config.warmup)
             rows = [setup.train[i] for i in rows_of_step(step, len(setup.train), config.batch, config.seed)]
             loss, norm = optimizer_step(setup, rows, rate, step)
+            step_profiled()
             tokens = sum(row.length for row in rows)
             done_tokens += tokens
             elapsed = time.monotonic() - clock

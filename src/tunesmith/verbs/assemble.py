@@ -31,6 +31,10 @@ def assemble(
 
     from tunesmith.models.devices import best_device, set_threads
 
+    if config.train.deterministic:
+        from tunesmith.models.determinism import be_deterministic
+
+        be_deterministic()
     set_threads()
     device = best_device()
     config = _pin_precision(run, config, device, progress)
