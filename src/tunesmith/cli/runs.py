@@ -157,6 +157,35 @@ def _go_on(found: RunFolder, detach: bool) -> None:
     report_run(found)
 
 
+@app.command("track")
+def runs_track(
+    run: Annotated[str, typer.Argument(help="Id, part of it, path, or 'last'.")],
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="A tracker; by default those of the run's config.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Write into the run folder only.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run has ended.")] = False,
+) -> None:
+    """Send the figures of a run to TensorBoard, Weights & Biases, SwanLab, MLflow or Trackio: those not sent yet."""
+    from tunesmith.config.load import Source, validate
+    from tunesmith.runs.config import TrackingConfig
+    from tunesmith.runs.folder import find_run
+    from tunesmith.runs.tracking import check, track
+
+    found = find_run(run)
+    stored = found.config_values().get("tracking") or {}
+    values = (stored if isinstance(stored, dict) else {"to": stored}) | ({"to": to} if to else {})
+    config = validate(TrackingConfig, values | ({"offline": True} if offline else {}), Source("--to", {}, []))
+    if not config.to:
+        raise UserError(
+            f"run {found.id} names no tracker", hint=f"for example: tunesmith runs track {run} --to tensorboard"
+        )
+    check(config)
+    failed = track(found, config, follow=follow, say=typer.echo)
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command("stop")
 def runs_stop(run: Annotated[str, typer.Argument(help="Id, part of it, path, or 'last'.")]) -> None:
     """Ask a running run to save a checkpoint and stop."""

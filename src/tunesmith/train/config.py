@@ -82,6 +82,10 @@ class TrainConfig(Config):
     """When the loss or the gradient leaps far above the recent steps: say so and go on, leave that step's update out, or stop."""
     seed: int = setting(42, zh="随机种子：数据顺序、划分与初始化。", ge=0)
     """Seed of the data order, the evaluation split and the initialization."""
+    deterministic: bool = setting(False, zh="只用确定性算法（GPU 上较慢），同样的运行得到完全相同的数值。")
+    """Deterministic algorithms only (slower on a GPU): the same run gives the same numbers, bit by bit."""
+    profile: int = setting(0, zh="用 torch profiler 记录多少个优化步（0 表示不记录）。", ge=0, le=100)
+    """Record this many optimizer steps with torch's profiler (0 = none)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ It knows a stage only as the protocol in ``stages.base`` and nothing of how the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tunesmith.train.machine import machine
 from tunesmith.train.meter import Meter
 from tunesmith.train.order import Order
 from tunesmith.train.position import Position
+from tunesmith.train.profiling import profiled
 from tunesmith.train.recording import forget_after, record, record_status
 from tunesmith.train.resuming import resumed
 from tunesmith.train.schedule import learning_rate, warmup_steps
@@ -68,7 +69,8 @@ def train(
     progress.start("training", loop.total, "steps")
     progress.advance(position.step)
     setup.model.train()
-    with stop_on_signal() as asked_to_stop:
+    profile = profiled(setup.run.artifacts / "profile", setup.config.profile, setup.device, progress)
+    with stop_on_signal() as asked_to_stop, profile as loop.profiled:
         position = loop.run(position, asked_to_stop, fresh=resume is None)
     record_status(setup.run, step=position.step)
     note = early(setup, position) if position.step < loop.total else ""
@@ -98,6 +100,7 @@ class _Loop:
         self.warmup = warmup_steps(config.warmup, self.total)
         self.machine = machine(setup.device, setup.dtype)
         self.meter = Meter(0)
+        self.profiled: Callable[[], None] = lambda: None
         self.saved: int | None = None
         self.saved_at = self.status_at = time.monotonic()
 
@@ -112,6 +115,7 @@ class _Loop:
         self.meter = Meter(to_do, flops_per_token(setup.model) if peak else 0.0, peak)
         while position.step < total and not asked_to_stop() and not early(setup, position):
             position = self.step(position)
+            self.profiled()
             with self.meter.paused():
                 if self.due(setup.config.eval_every, position.step) or position.step == total:
                     position = self.evaluate(position)

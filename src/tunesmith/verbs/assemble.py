@@ -35,6 +35,10 @@ def assemble(
     from tunesmith.models.devices import best_device, set_threads
     from tunesmith.train.checkpoint_files import newest_whole
 
+    if config.train.deterministic:
+        from tunesmith.models.determinism import be_deterministic
+
+        be_deterministic()
     set_threads()
     device = best_device()
     config = _pin_precision(run, config, device, progress)

@@ -12,7 +12,7 @@ from tunesmith.config.load import Source, apply_overrides, read_yaml, validate
 from tunesmith.config.plugins import kind_union
 from tunesmith.data.config import DataConfig
 from tunesmith.models.config import ModelConfig, Precision
-from tunesmith.runs.config import OutputConfig
+from tunesmith.runs.config import OutputConfig, TrackingConfig
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train.config import TrainConfig
 
@@ -42,6 +42,8 @@ class TrainRun(Config):
     """Numbers to compute in; auto takes the fastest the device has."""
     output: OutputConfig = setting(OutputConfig, zh="运行文件夹。")
     """The run folder."""
+    tracking: TrackingConfig = setting(TrackingConfig, zh="同时把指标发送给跟踪服务。")
+    """Trackers that get the figures as well."""
 
 
 SHORT = {"model": ModelConfig.shorthand, "data": DataConfig.shorthand}

@@ -62,12 +62,14 @@ def check_parts(config: TrainRun, progress: Progress = SILENT) -> None:
     from tunesmith.hub.reference import parse
     from tunesmith.hub.resolve import resolve_model
     from tunesmith.render.template import read_template
+    from tunesmith.runs import tracking
 
     if config.model.template is not None:
         read_template(config.model.template)
     reference = parse(config.model.ref)
     if reference.kind not in ("hf", "ms", "hub", "demo"):
         resolve_model(reference)
+    tracking.check(config.tracking)
     check_data(config, load_plugin(STAGES, config.stage.kind).EXAMPLES, progress)
 
 
@@ -76,10 +78,17 @@ def execute(run: RunFolder, progress: Progress) -> RunFolder:
 
     Raises UserError with the run's status set to ``failed``; an unexpected error leaves its traceback in the run's log.
     """
+    from tunesmith.runs import tracking
     from tunesmith.train.signals import interrupted_by_sigterm
 
     with run.claimed("preparing"), interrupted_by_sigterm():
-        return _execute(run, progress)
+        follower = tracking.start(run, config_of_run(run).tracking)
+        try:
+            return _execute(run, progress)
+        finally:
+            trouble = tracking.wait(follower, run)
+            if trouble:
+                progress.say(trouble)
 
 
 def _execute(run: RunFolder, progress: Progress) -> RunFolder:
