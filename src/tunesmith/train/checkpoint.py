@@ -27,6 +27,7 @@ from tunesmith.config.errors import TrainingError
 from tunesmith.config.files import sync_folder, write_json
 from tunesmith.train import optimizer_state
 from tunesmith.train.masters import Masters
+from tunesmith.train.optimizers.base import evaluation_weights
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def save(
     remove_partials(folder.parent)
     try:
         temporary.mkdir(parents=True)
-        save_model(temporary)
+        with evaluation_weights(optimizer, masters):
+            save_model(temporary)
         tensors, record = optimizer_state.dump(optimizer, masters.named())
         save_file(tensors, temporary / "optimizer.safetensors")
         write_json(
@@ -86,7 +88,8 @@ def load(folder: Path, masters: Masters, optimizer: torch.optim.Optimizer, state
     masters.load(state)
     record = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "optimizer.safetensors")
-    optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {"state": {}, "groups": []}))
+    optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {}))
+    masters.publish()  # the optimizer may train at other weights than the saved ones
     _restore_random_state(record["random"])
     return Position(**record["position"])
 

@@ -12,13 +12,15 @@ import torch
 
 from tunesmith.stages.base import Item, Stage, micro_batches
 from tunesmith.train.checkpoint import Position
+from tunesmith.train.optimizers.base import evaluation_weights
 from tunesmith.train.recording import record
 from tunesmith.train.setup import Setup
 
 
 def evaluate_and_record(setup: Setup, position: Position) -> Position:
     """Mean loss over the held-out rows, written to the metrics; perplexity is its exponential."""
-    loss = evaluate(setup.model, setup.stage, setup.eval, setup.micro_tokens, packed=setup.config.packing)
+    with evaluation_weights(setup.optimizer, setup.masters):
+        loss = evaluate(setup.model, setup.stage, setup.eval, setup.micro_tokens, packed=setup.config.packing)
     record(
         setup.run,
         {
