@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from tunesmith.train.optimizers.base import Groups
+from tunesmith.train.optimizers.base import Groups, on_cpu
 
 _logger = logging.getLogger("bitsandbytes")
 _level = _logger.level
@@ -25,10 +25,9 @@ class AdamW(bitsandbytes.optim.AdamW):
     def __init__(
         self, groups: Groups, *, beta1: float, beta2: float, epsilon: float, bits: int, paged: bool, min_8bit_size: int = 4096
     ) -> None:  # fmt: skip
-        on_gpu = any(parameter.device.type != "cpu" for group in groups for parameter in group["params"])
         super().__init__(
             groups, betas=(beta1, beta2), eps=epsilon, optim_bits=bits, min_8bit_size=min_8bit_size,
-            is_paged=paged and on_gpu,
+            is_paged=paged and not on_cpu(groups),
         )  # fmt: skip
         self.state_kind = f"bitsandbytes.AdamW{bits}bit"
 

@@ -1,31 +1,30 @@
-"""torchao's AdamW (BSD) as the loop needs it: the learning rate a number, and no compiler for a CPU."""
+"""torchao's AdamW (BSD) as the loop needs it: the learning rate a number, and compiling a choice."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from typing import Any
 
 import torch
+import torchao.optim
 
-_logger = logging.getLogger("torchao")
-_logger.addFilter(lambda entry: not entry.getMessage().startswith("Failed to load"))  # kernels of other devices
-import torchao.optim  # noqa: E402
+from tunesmith.train.optimizers.base import Groups
 
 
 class _Usual:
-    """Before torchao's class among the bases: takes learning rates as numbers, and computes without compiling on a CPU."""
+    """Before torchao's class among the bases: takes learning rates as numbers, and computes without compiling if told so."""
 
     param_groups: list[dict[str, Any]]
 
+    def __init__(self, groups: Groups, *, compiled: bool, **settings: Any) -> None:
+        super().__init__(groups, **settings)  # type: ignore[call-arg]
+        self._compiled = compiled
+
     def step(self, closure: Any = None) -> None:
         """One step for every parameter that has a gradient."""
-        on_cpu = True
         for group in self.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
-            on_cpu = on_cpu and all(parameter.device.type == "cpu" for parameter in group["params"])
-        # Compiling takes half a minute and a C++ compiler; on a CPU the eager step is the same arithmetic.
-        with torch.compiler.set_stance("force_eager") if on_cpu else contextlib.nullcontext():
+        with contextlib.nullcontext() if self._compiled else torch.compiler.set_stance("force_eager"):
             super().step(closure)  # type: ignore[misc]
 
 

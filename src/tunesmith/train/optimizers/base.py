@@ -58,10 +58,15 @@ def parameter_groups(
 
 
 def one_kernel(groups: Groups) -> bool:
-    """Whether torch has its fused AdamW (the whole step one kernel; 3 times as fast on a CPU) for these parameters."""
+    """Whether torch has its fused AdamW and SGD (the whole step one kernel, 4 times as fast on a CPU) for these parameters."""
     return all(
         p.device.type in ("cpu", "cuda", "mps", "xpu") and p.is_floating_point() for g in groups for p in g["params"]
     )
+
+
+def on_cpu(groups: Groups) -> bool:
+    """Whether all parameters lie in the computer's memory."""
+    return all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
 
 
 def check_installed(plugin: ModuleType) -> None:

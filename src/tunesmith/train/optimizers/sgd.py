@@ -31,7 +31,10 @@ class Config(BaseConfig):
 
 
 def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
-    """torch's SGD."""
+    """torch's SGD; the whole step is one kernel where torch has one for the device."""
     import torch
 
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
+    from tunesmith.train.optimizers.base import one_kernel
+
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=nesterov, fused=one_kernel(groups))

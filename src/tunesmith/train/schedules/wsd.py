@@ -27,8 +27,8 @@ class Config(BaseConfig):
     """Lowest rate, as a share of the peak."""
 
     def factor(self, done: int, total: int) -> float:
-        """1 until the last ceil(decay * total) steps; there m + (1 - m) f(x), x from 0 to 1 and m ``min_ratio``."""
-        fall = max(1, math.ceil(self.decay * total))
+        """1 until the last round(decay * total) steps; there m + (1 - m) f(x), x from 0 to 1 and m ``min_ratio``."""
+        fall = max(1, round(self.decay * total))
         x = (done - (total - fall)) / fall
         if x <= 0:
             return 1.0
