@@ -145,23 +145,6 @@ def test_equals_a_plain_transformers_and_peft_loop(tiny: Path, tmp_path: Path) -
     assert theirs[0] - theirs[-1] > 0.05
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-def test_the_schedule_is_transformers_own(schedule: str) -> None:
-    from transformers import get_scheduler
-
-    total, before = 40, 7
-    shape = TrainConfig(schedule=schedule).schedule
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3.0)
-    name = "constant_with_warmup" if schedule == "constant" else schedule
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=before, num_training_steps=total)
-    for step in range(before + 1, total + 1):  # warm-up differs on purpose: theirs wastes its first step on a rate of 0
-        while theirs.last_epoch < step - 1:
-            optimizer.step()
-            theirs.step()
-        assert learning_rate(step, total, 3.0, shape, before) == pytest.approx(theirs.get_last_lr()[0])
-    assert [learning_rate(s, total, 1.0, shape, 3) for s in (1, 2, 3, 4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-
-
 def test_bf16_learns_through_its_masters(tiny: Path, tmp_path: Path) -> None:
     """With a learning rate whose updates vanish in bf16, the fp32 masters still move, and bf16 follows fp32 closely."""
     full = run_once(tiny, tmp_path, "fp32")

@@ -26,6 +26,7 @@ from tunesmith.config.files import sync_folder, write_json
 from tunesmith.train import optimizer_state, random_state
 from tunesmith.train.checkpoint_files import RECORD, listed
 from tunesmith.train.masters import Masters
+from tunesmith.train.optimizers.base import evaluation_weights
 from tunesmith.train.position import Position
 
 
@@ -46,7 +47,8 @@ def save(
     remove_partials(folder.parent)
     try:
         temporary.mkdir(parents=True)
-        save_model(temporary)
+        with evaluation_weights(optimizer, masters):
+            save_model(temporary)
         tensors, record = optimizer_state.dump(optimizer, masters.named())
         save_file(tensors, temporary / "optimizer.safetensors")
         write_json(
@@ -79,7 +81,8 @@ def load(folder: Path, masters: Masters, optimizer: torch.optim.Optimizer, state
     masters.load(state)
     record = read(folder)
     tensors = load_file(folder / "optimizer.safetensors")
-    optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {"state": {}, "groups": []}))
+    optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {}))
+    masters.publish()  # the optimizer may train at other weights than the saved ones
     random_state.restore(record["random"])
     return Position.of(record["position"])
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from tunesmith.config.base import Config, setting
-from tunesmith.config.plugins import kind_union
+from tunesmith.config.plugins import config_of, kind_union, names
 
+OPTIMIZERS = "tunesmith.train.optimizers"
 if TYPE_CHECKING:
     Optimizer = Any
     Schedule = Any
 else:
-    Optimizer = kind_union("tunesmith.train.optimizers", "adamw")
+    Optimizer = kind_union(OPTIMIZERS, "adamw")
     Schedule = kind_union("tunesmith.train.schedules", "cosine")
 
 
@@ -96,3 +97,22 @@ class TrainConfig(Config):
             moved = {key: value[key] for key in old & value.keys()}
             return {k: v for k, v in value.items() if k not in old} | {"optimizer": {"kind": "adamw", **moved}}
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_of_the_optimizer(cls, value: Any) -> Any:
+        """An optimizer that makes sense with one schedule only gets it when none is named, and no other."""
+        if not isinstance(value, dict):
+            return value
+        kind = _kind(value.get("optimizer"))
+        wanted = getattr(config_of(OPTIMIZERS, kind), "SCHEDULE", None) if kind in names(OPTIMIZERS) else None
+        if wanted is None:
+            return value
+        if _kind(value.get("schedule", wanted)) != wanted:
+            raise ValueError(f"the optimizer {kind} needs schedule={wanted}, any other would work against it")
+        return {"schedule": wanted, **value}
+
+
+def _kind(value: Any) -> Any:
+    """The kind of a plug-in as written: a text, a mapping or a config."""
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", value)

@@ -12,6 +12,7 @@ import torch
 
 from tunesmith.stages.base import Item, Stage, micro_batches
 from tunesmith.train import random_state
+from tunesmith.train.optimizers.base import evaluation_weights
 from tunesmith.train.position import Position
 from tunesmith.train.recording import record, record_samples
 from tunesmith.train.setup import Setup
@@ -44,6 +45,11 @@ class Measured:
 def evaluate_and_record(setup: Setup, position: Position) -> Position:
     """Loss, perplexity (its exponential) and the stage's metrics over the held-out rows, written to the metrics; with several
     sets also of each. Then the prompts."""
+    with evaluation_weights(setup.optimizer, setup.masters):
+        return _evaluate_and_record(setup, position)
+
+
+def _evaluate_and_record(setup: Setup, position: Position) -> Position:
     if setup.eval:
         rows = setup.eval_sets or {"": range(len(setup.eval))}
         found = {name: _measured(setup, [setup.eval[i] for i in numbers]) for name, numbers in rows.items() if numbers}

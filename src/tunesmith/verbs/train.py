@@ -18,7 +18,7 @@ from tunesmith.config.progress import SILENT, Progress
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.console import Logged
 from tunesmith.verbs.read_data import check_data
-from tunesmith.verbs.run_config import STAGES, TrainRun, config_of_run
+from tunesmith.verbs.run_config import OPTIMIZERS, STAGES, TrainRun, config_of_run
 
 
 def create(config: TrainRun, progress: Progress = SILENT) -> RunFolder:
@@ -63,9 +63,11 @@ def check_parts(config: TrainRun, progress: Progress = SILENT) -> None:
     from tunesmith.hub.resolve import resolve_model
     from tunesmith.render.template import read_template
     from tunesmith.runs import tracking
+    from tunesmith.train.optimizers.base import check_installed
 
     if config.model.template is not None:
         read_template(config.model.template)
+    check_installed(load_plugin(OPTIMIZERS, config.train.optimizer.kind))
     reference = parse(config.model.ref)
     if reference.kind not in ("hf", "ms", "hub", "demo"):
         resolve_model(reference)
