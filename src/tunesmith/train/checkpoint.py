@@ -4,7 +4,7 @@
 
     adapter_model.safetensors, adapter_config.json   the adapter in peft's format (fp32)
     optimizer.safetensors                            "<parameter>|exp_avg" …, step counts
-    trainer.json                                     step, counters, random states, the optimizer's numbers, versions
+    trainer.json                                     step, counters, random states, the optimizer's numbers, loss scale, versions
 """
 
 from __future__ import annotations
@@ -61,8 +61,11 @@ def save(
         save_file(tensors, temporary / "optimizer.safetensors")
         write_json(
             temporary / "trainer.json",
-            {"position": asdict(position), "random": _random_state(), "optimizer": record, "torch": torch.__version__},
-        )
+            {
+                "position": asdict(position), "random": _random_state(), "optimizer": record, "torch": torch.__version__,
+            }
+            | ({"scaler": masters.scaler.state()} if masters.scaler else {}),
+        )  # fmt: skip
         for path in temporary.rglob("*"):
             if path.is_file():
                 _flush(path)
@@ -87,6 +90,8 @@ def load(folder: Path, masters: Masters, optimizer: torch.optim.Optimizer, state
     record = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "optimizer.safetensors")
     optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {"state": {}, "groups": []}))
+    if masters.scaler:
+        masters.scaler.load(record.get("scaler", {}))
     _restore_random_state(record["random"])
     return Position(**record["position"])
 

@@ -5,6 +5,7 @@ It knows a stage only as the protocol in ``stages.base`` and nothing of how the 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,10 +92,14 @@ def train(
             position = replace(
                 position, step=step, tokens=position.tokens + tokens, last={**position.last, "loss": loss}
             )
+            scaler = masters.scaler
+            if scaler and scaler.in_a_row:
+                progress.say(scaler.said(step))
             record(
                 run,
                 {
-                    "kind": "step", "step": step, "epoch": round(step / per_epoch, 4), "loss": loss, "lr": rate, "grad_norm": norm,
+                    "kind": "step", "step": step, "epoch": round(step / per_epoch, 4), "loss": loss, "lr": rate,
+                    "grad_norm": norm if math.isfinite(norm) else None, **(scaler.figures() if scaler else {}),
                     "tokens": tokens, "tokens_per_s": round(speed, 1), "eta_s": round(eta, 1), "memory": memory(setup.device).peak,
                     "time": time.time(),
                 }

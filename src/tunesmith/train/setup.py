@@ -13,6 +13,7 @@ from tunesmith.runs.folder import RunFolder
 from tunesmith.stages.base import Item, Stage
 from tunesmith.train.config import TrainConfig
 from tunesmith.train.masters import Masters
+from tunesmith.train.memory import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     micro_tokens: int
     save_model: Callable[[Path, dict[str, torch.Tensor]], None]
+    memory: MemoryPlan | None = None
 
     @property
     def device(self) -> torch.device:
