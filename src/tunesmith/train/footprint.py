@@ -103,7 +103,7 @@ def _states_of_one(
     """Bytes of the states of one parameter, and bytes of the fp32 copies that live while it is stepped."""
     empty = torch.nn.Parameter(torch.empty_like(parameter, device="meta"))
     states: dict[str, Any] = {}
-    rounded = False
+    rounded = stepped = False
     with contextlib.suppress(Exception):  # not every kernel computes on meta; the states are there before it is asked
         optimizer = build([{**settings, "params": [empty], "names": [name]}])
         if getattr(optimizer, "is_paged", False):
@@ -115,9 +115,10 @@ def _states_of_one(
         empty.grad = torch.empty_like(empty)
         with contextlib.suppress(Exception):
             optimizer.step()
+            stepped = True
         states = optimizer.state[empty]
     tensors = [value for value in states.values() if torch.is_tensor(value) and value.ndim]
-    wide = sum(_size(t) for t in tensors) if states else UNKNOWN * parameter.numel()
+    wide = sum(_size(t) for t in tensors) if states or stepped else UNKNOWN * parameter.numel()
     if not rounded:
         return wide, 0
     return sum(_size(t) // (2 if t.shape == parameter.shape else 1) for t in tensors), wide + 8 * parameter.numel()
