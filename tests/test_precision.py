@@ -207,6 +207,10 @@ def rounded(model: torch.nn.Module, lr: float, build: Any = None) -> Stochastica
     return StochasticallyRounded(groups, build or (lambda groups: adamw.build(groups, adamw.Config())), seed=1)
 
 
+def rounded_like(groups: Groups) -> StochasticallyRounded:
+    return StochasticallyRounded(groups, lambda groups: adamw.build(groups, adamw.Config()), seed=1)
+
+
 def test_it_learns_where_rounding_to_nearest_stalls() -> None:
     """AdamW moves a weight by its rate each step: 300 steps of 1e-4 from 1 make 0.97. Neighbours of 1 in bf16 are 2^-8 away,
     so that nearest rounding never moves; stochastic rounding arrives, on average."""
@@ -236,6 +240,11 @@ def test_it_takes_two_bytes_for_each_of_weight_and_both_moments() -> None:
     count = sum(p.numel() for p in model.parameters())
     states = [t for p in model.parameters() for t in optimizer.state[p].values() if t.ndim]
     assert sum(t.numel() * t.element_size() for t in (*model.parameters(), *states)) == (2 + 2 + 2) * count
+    named = dict(model.named_parameters())
+    groups = parameter_groups(named, lr=1e-3, weight_decay=0.0)
+    foretold = state_bytes(named, groups, rounded_like)
+    passing = (4 + 4 + 4 + 4) * model.weight.numel()  # fp32 copies of the largest tensor, its gradient and its moments
+    assert foretold == (2 + 2) * count + passing
 
 
 def test_gradients_of_micro_batches_are_added_up_without_loss() -> None:
@@ -276,7 +285,7 @@ def test_an_optimizer_that_swaps_weights_is_refused() -> None:
     class Swapping(torch.optim.SGD):
         def eval(self) -> None: ...
 
-    with pytest.raises(ConfigError, match="pure_bf16[\\s\\S]*precision=bf16"):
+    with pytest.raises(ConfigError, match=r"pure_bf16[\s\S]*precision=bf16"):
         rounded(torch.nn.Linear(2, 2, dtype=torch.bfloat16), 1e-3, lambda groups: Swapping(groups))
 
 

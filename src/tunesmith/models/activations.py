@@ -18,35 +18,39 @@ class Activations:
     """Bytes kept for the backward pass of one micro-batch.
 
     ``layers``: by each decoder layer; ``inputs``: by each when it is checkpointed; ``outside``: by all else (embeddings,
-    output layer, loss); ``largest``: the largest single tensor.
+    output layer, loss); ``largest``: the largest single tensor; ``widest``: the largest within a layer.
     """
 
     layers: tuple[int, ...]
     inputs: tuple[int, ...]
     outside: int
     largest: int
+    widest: int
 
     def needed(self, checkpointed: int) -> int:
         """Most bytes at one time when the first ``checkpointed`` layers are computed twice.
 
         Either at the turn from forward to backward, when everything is kept and the largest tensor (as a rule the
         log-probabilities) has a gradient in and one out; or when the last checkpointed layer is computed again, after all
-        behind it was freed, with the gradients of what it keeps.
+        behind it was freed: then about three tensors of its widest kind are at work besides what it keeps (measured).
         """
         kept = sum(self.inputs[:checkpointed])
         turn = self.outside + kept + sum(self.layers[checkpointed:]) + 2 * self.largest
-        again = kept + 2 * max(self.layers[:checkpointed], default=0)
+        again = kept + max(self.layers[:checkpointed]) + 3 * self.widest if checkpointed else 0
         return max(turn, again)
 
     def fewest(self, free: int) -> int:
-        """The smallest number of checkpointed layers with which the pass takes at most ``free`` bytes; all, if none does."""
-        return next((n for n in range(len(self.layers)) if self.needed(n) <= free), len(self.layers))
+        """The smallest number of checkpointed layers with which the pass takes at most ``free`` bytes; if there is none,
+        the number with which it takes least."""
+        numbers = range(len(self.layers) + 1)
+        return next((n for n in numbers if self.needed(n) <= free), min(numbers, key=self.needed))
 
     def joined(self, other: Activations) -> Activations:
         """The larger of two measurements, part by part."""
         pairs = zip((self.layers, self.inputs), (other.layers, other.inputs))
         layers, inputs = (tuple(max(a, b) for a, b in zip(*pair)) for pair in pairs)
-        return Activations(layers, inputs, max(self.outside, other.outside), max(self.largest, other.largest))
+        outside, largest = max(self.outside, other.outside), max(self.largest, other.largest)
+        return Activations(layers, inputs, outside, largest, max(self.widest, other.widest))
 
 
 def measure(
@@ -57,8 +61,8 @@ def measure(
     """
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     seen: dict[int, StorageWeakRef] = {}  # a storage's number is not given again while a reference to it is held
-    kept, inputs, inside, largest = [0] * len(layers), [0] * len(layers), [-1], [0]
-    outside = [0]
+    kept, inputs, inside = [0] * len(layers), [0] * len(layers), [-1]
+    outside, largest, widest = [0], [0], [0]
 
     def count(tensor: torch.Tensor) -> Any:
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
@@ -72,6 +76,7 @@ def measure(
         largest[0] = max(largest[0], size)
         if inside[0] >= 0:
             kept[inside[0]] += size
+            widest[0] = max(widest[0], size)
         else:
             outside[0] += size
 
@@ -94,7 +99,7 @@ def measure(
     finally:
         for handle in handles:
             handle.remove()
-    return Activations(tuple(kept), tuple(inputs), outside[0], largest[0])
+    return Activations(tuple(kept), tuple(inputs), outside[0], largest[0], widest[0])
 
 
 def _nothing(_: Any) -> Any:

@@ -25,7 +25,7 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     text = base.get_decoder() if hasattr(base, "get_decoder") else base
-    wanted = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    wanted = getattr(base.config.get_text_config(), "num_hidden_layers", None) if hasattr(base, "config") else None
     for root in (text, base):
         lists = [
             list(module)

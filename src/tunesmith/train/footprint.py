@@ -24,11 +24,12 @@ UNKNOWN = 8
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes. ``weights``: everything of the model; ``learned``: the share of it that is learned; ``gradients`` and
-    ``optimizer`` do not exist before the first step."""
+    """Bytes. ``weights``: everything of the model; ``learned``: the part of it that is learned; ``unquantized``: the frozen
+    part in numbers of 16 bits and more; ``gradients`` and ``optimizer`` do not exist before the first step."""
 
     weights: int
     learned: int
+    unquantized: int
     masters: int
     gradients: int
     optimizer: int
@@ -65,6 +66,7 @@ def footprint(
     return Footprint(
         weights=sum(storages.values()),
         learned=sum(_size(p) for p, _ in masters.pairs.values()),
+        unquantized=sum(_size(p) for p in model.parameters() if not p.requires_grad and p.element_size() >= 2),
         masters=sum(_size(m) for _, m in own),
         gradients=together(per_gradient) if per_gradient else 0,
         optimizer=state_bytes(masters.named(), groups, build),

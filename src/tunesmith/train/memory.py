@@ -110,8 +110,7 @@ class MemoryPlan:
         if f.learned > 0.1 * f.weights:
             options.append((f.learning, "method=lora: only adapters are learned"))
             options.append((f.masters + f.gradients // 2 + f.optimizer // 2, "precision=pure_bf16"))
-        else:
-            options.append((f.weights * 0.7, "model.quantize: the frozen weights in 4 bits"))
+        options.append((f.unquantized * 0.7, "model.quantize: the frozen weights in 4 bits"))
         best = sorted(options, key=lambda option: -option[0])[:3]
         return [f"{text} (about {_gib(saved)} GiB less)" for saved, text in best if saved > 0]
 
@@ -142,7 +141,9 @@ def plan(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            one = Activations((before.total,) * len(layers), (0,) * len(layers), 0, 0)  # not even a forward pass fits
+            one = Activations(
+                (before.total,) * len(layers), (0,) * len(layers), 0, 0, 0
+            )  # not even a forward pass fits
         found = one if found is None else found.joined(one)
     assert found is not None
     if wanted == "auto":
@@ -205,6 +206,21 @@ def in_words(found: MemoryPlan) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise found.explain(error) from error
+
+
+@contextmanager
+def opening(reference: str, device: torch.device) -> Iterator[None]:
+    """Running out of memory inside the block, where the model is opened, is a TrainingError in words."""
+    total = memory(device).total
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{reference} does not fit into the memory of the {device.type} ({_gib(total)} GiB): {first_line(error)}",
+            hint="model.quantize opens it in 4 bits; method=lora learns with the least memory; or take a smaller model",
+        ) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

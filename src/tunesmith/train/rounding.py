@@ -48,13 +48,17 @@ class StochasticallyRounded(torch.optim.Optimizer):
 
     def __init__(self, groups: Groups, build: Callable[[Groups], torch.optim.Optimizer], seed: int) -> None:
         inner = build(groups)
-        if hasattr(inner, "eval"):
-            raise ConfigError(
-                f"precision=pure_bf16: {type(inner).__name__} swaps its weights for each evaluation, which bf16 cannot undo",
-                hint="use another train.optimizer, or precision=bf16",
-            )
+        if hasattr(inner, "eval") or hasattr(inner, "evaluation_weights"):
+            raise _refused(inner, "swaps its weights for each evaluation, which bf16 cannot undo")
+        if hasattr(inner, "active_names"):
+            raise _refused(inner, "looks at all tensors together, and pure_bf16 steps one at a time")
         self.build, self._seed = build, seed
-        super().__init__(inner.param_groups, {})
+        super().__init__(inner.param_groups, dict(inner.defaults))
+        cls = type(inner)
+        kind = getattr(inner, "state_kind", f"{cls.__module__.partition('.')[0]}.{cls.__name__}")
+        self.state_kind = f"{kind} in bf16"
+        if hasattr(inner, "place_state"):
+            self.place_state = inner.place_state
         self._generators: dict[torch.device, torch.Generator] = {}
         self._added: dict[int, int] = {}
         place = 0
@@ -126,6 +130,12 @@ class StochasticallyRounded(torch.optim.Optimizer):
         digest = hashlib.blake2b(f"{self._seed}/{group['rounded_steps']}/{place}/{purpose}".encode(), digest_size=7)
         generator.manual_seed(int.from_bytes(digest.digest()))
         return generator
+
+
+def _refused(optimizer: torch.optim.Optimizer, why: str) -> ConfigError:
+    return ConfigError(
+        f"precision=pure_bf16: {type(optimizer).__name__} {why}", hint="use another train.optimizer, or precision=bf16"
+    )
 
 
 def _widened(value: Any) -> Any:

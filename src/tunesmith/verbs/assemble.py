@@ -33,6 +33,7 @@ def assemble(
     import torch
 
     from tunesmith.models.devices import best_device, set_threads
+    from tunesmith.train.memory import opening
 
     set_threads()
     device = best_device()
@@ -44,7 +45,8 @@ def assemble(
     pin_rows(run, rows)
     random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
-    setup = _setup(run, config, local, renderer, stage, rows, device, progress)
+    with opening(config.model.ref, device):
+        setup = _setup(run, config, local, renderer, stage, rows, device, progress)
     resume = None
     if run.checkpoint_steps():
         folder = run.checkpoint()
