@@ -89,12 +89,12 @@ def test_accumulation_equals_one_batch(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_gradient_checkpointing_changes_nothing(tiny: Path, tmp_path: Path) -> None:
-    from tunesmith.verbs.assemble import turn_on_checkpointing
+    from tunesmith.models.checkpointing import checkpoint_layers, decoder_layers
 
     plain = run_once(tiny, tmp_path, "plain")
     made = setup(tiny, new_run(tmp_path, "saving"), CONFIG)
-    turn_on_checkpointing(made.model)
-    assert made.model.is_gradient_checkpointing
+    layers = decoder_layers(made.model)
+    checkpoint_layers(layers, len(layers))
     calls = []
     norm = made.model.base_model.model.model.layers[0].input_layernorm
     norm.register_forward_hook(lambda *_: calls.append(1))

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from tunesmith.config.base import Config, setting
 
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32", "pure_bf16"]
+"""``pure_bf16``: bf16 without fp32 masters, rounded stochastically."""
 
 
 class ModelConfig(Config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -39,13 +40,16 @@ def best_device() -> torch.device:
 
 
 def dtype_for(precision: str, device: torch.device) -> torch.dtype:
-    """``auto``: bf16 where the device computes it fast (CUDA from Ampere, CPUs with AMX or AVX512-BF16), else fp32."""
+    """The numbers the weights compute in. ``auto``: bf16 where the device computes it fast (CUDA from Ampere, CPUs with AMX
+    or AVX512-BF16), fp16 on CUDA without bf16 (Turing and older: T4, RTX 20), else fp32."""
     import torch
 
     if precision != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        return {
+            "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "pure_bf16": torch.bfloat16,
+        }[precision]  # fmt: skip
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "xpu":
         return torch.bfloat16
     if device.type == "cpu":
@@ -75,20 +79,57 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: in use by this process at most so far, and free now."""
+    """Bytes on the device: in use by this process at most so far and now, free to it now, and all there is."""
 
     peak: int
     free: int
+    used: int
+    total: int
 
 
 def memory(device: torch.device) -> Memory:
-    """Peak and free memory of the device (of the process and machine, on CPU)."""
+    """Memory of the device; on a CPU of the process and the machine, or of the container it is confined to."""
     import torch
 
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return Memory(torch.cuda.max_memory_allocated(device), free)
-    return Memory(peak_rss(), psutil.virtual_memory().available)
+    if device.type in ("cuda", "xpu"):
+        module: Any = torch.cuda if device.type == "cuda" else torch.xpu
+        free, total = module.mem_get_info(device)
+        used = module.memory_allocated(device)
+        kept = module.memory_reserved(device) - used  # held by torch's allocator, free to our tensors
+        return Memory(module.max_memory_allocated(device), free + kept, used, total)
+    if device.type == "mps":
+        used, total = torch.mps.current_allocated_memory(), torch.mps.recommended_max_memory()
+        return Memory(used, max(0, total - torch.mps.driver_allocated_memory()), used, total)
+    machine = psutil.virtual_memory()
+    left, limit = _container_memory()
+    used = psutil.Process().memory_info().rss
+    return Memory(peak_rss(), min(machine.available, left), used, min(machine.total, limit))
+
+
+def _container_memory() -> tuple[int, int]:
+    """Bytes left and allowed by the control group (Linux, version 2 or 1); without a limit, more than there can be."""
+    endless = 1 << 62
+    for limit, used, reclaimable in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        try:
+            allowed, taken = int((root / limit).read_text()), int((root / used).read_text())
+            lines = (root / limit).with_name("memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # no such control group, or "max": no limit
+            continue
+        cache = next((int(line.split()[1]) for line in lines if line.startswith(f"{reclaimable} ")), 0)
+        return max(0, allowed - taken + cache), allowed
+    return endless, endless
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the peak from now on, where the device can (a CPU's process cannot)."""
+    import torch
+
+    if device.type in ("cuda", "xpu"):
+        (torch.cuda if device.type == "cuda" else torch.xpu).reset_peak_memory_stats(device)
 
 
 def peak_rss() -> int:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """``("bf16" | "fp32", why)``. On a CPU that has bf16 instructions both are tried: some have them only by name."""
+    """``("bf16" | "fp16" | "fp32", why)``. On a CPU that has bf16 instructions both are tried: some have them only by name."""
     import torch
 
     if wanted != "auto":
         return wanted, ""
-    if dtype_for("auto", device) != torch.bfloat16:
-        return "fp32", "this device has no fast bf16"
+    fastest = dtype_for("auto", device)
+    if fastest != torch.bfloat16:
+        return "fp16" if fastest == torch.float16 else "fp32", "this device has no fast bf16"
     if device.type != "cpu":
         return "bf16", ""
     ratio = _fp32_over_bf16()

@@ -4,7 +4,7 @@
 
     adapter_model.safetensors, adapter_config.json   the adapter in peft's format (fp32)
     optimizer.safetensors                            "<parameter>|exp_avg" …, step counts
-    trainer.json                                     step, counters, random states, the optimizer's numbers, the plan and the
+    trainer.json                                     step, counters, random states, the optimizer's numbers, the loss scale, the plan and the
                                                      machine it ran on, size and SHA-256 of every other file
 """
 
@@ -55,7 +55,7 @@ def save(
             temporary / RECORD,
             {
                 "position": position.values(), "random": random_state.dump(), "optimizer": record, "torch": torch.__version__,
-                **(notes or {}), "files": listed(temporary),
+                **({"scaler": masters.scaler.state()} if masters.scaler else {}), **(notes or {}), "files": listed(temporary),
             },
         )  # fmt: skip
         for path in temporary.rglob("*"):
@@ -83,6 +83,8 @@ def load(folder: Path, masters: Masters, optimizer: torch.optim.Optimizer, state
     tensors = load_file(folder / "optimizer.safetensors")
     optimizer_state.restore(optimizer, masters.named(), tensors, record.get("optimizer", {}))
     masters.publish()  # the optimizer may train at other weights than the saved ones
+    if masters.scaler:
+        masters.scaler.load(record.get("scaler", {}))
     random_state.restore(record["random"])
     return Position.of(record["position"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import NonNegativeInt, model_validator
 
 from tunesmith.config.base import Config, setting
 from tunesmith.config.plugins import config_of, kind_union, names
@@ -49,12 +49,20 @@ class TrainConfig(Config):
     """Largest global norm of the gradient; 0 = no clipping."""
     packing: bool = setting(True, zh="把多个对话无填充地拼在一起计算（互不可见），结果相同但更快。")
     """Compute several conversations in one row without padding; they do not see each other. Same loss, faster."""
-    micro_tokens: int | None = setting(None, zh="一次前向计算最多多少 token（默认按设备选择）。", ge=16)
-    """Most tokens of one forward pass; by default chosen for the device (512 on CPU, 8192 on a GPU)."""
-    gradient_checkpointing: bool | Literal["auto"] = setting(
-        "auto", zh="重算激活以省内存（更慢）；auto 表示放不下时才用。"
+    micro_tokens: int | None = setting(None, zh="一次前向计算最多多少 token（默认按设备及其显存选择）。", ge=16)
+    """Most tokens of one forward pass; by default chosen for the device (512 on CPU; on a GPU 2048 to 16384 by its memory)."""
+    gradient_checkpointing: bool | NonNegativeInt | Literal["auto"] = setting(
+        "auto",
+        zh="重算激活以省内存（更慢，结果不变）：auto 只重算放得下所必需的层数，true 全部层，false 不重算，也可写层数。",
     )
-    """Recompute activations to save memory, at some speed; auto = only when they would not fit."""
+    """Compute layers twice to save memory, at some speed and with the same result: auto = as many as it takes to fit, none
+    if it fits; true = all; false = none, whatever happens; or a number of layers. Where memory runs out, more are."""
+    activation_offload: bool = setting(
+        False,
+        zh="把为反向传播保存的激活放到 CPU 内存：重算层的输入；gradient_checkpointing=false 时为各层保存的全部激活。",
+    )
+    """Keep in the CPU's memory what waits for the backward pass: the inputs of the layers that are computed twice; with
+    gradient_checkpointing=false all that the layers keep. Same result; changes nothing on a CPU."""
     eval_every: int | None = setting(None, zh="每多少步评估一次（默认每轮结束时）。", ge=1)
     """Evaluate after this many steps; by default at the end of each epoch."""
     eval_at_start: bool = setting(True, zh="训练开始前先评估一次，作为比较的起点。")

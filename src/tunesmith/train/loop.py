@@ -134,10 +134,12 @@ class _Loop:
         rate = learning_rate(step, self.total, config.lr, config.schedule, config.warmup)
         rows = [setup.train[i] for i in self.order.rows(step)]
         found = gradients(setup, rows, rate, step)
-        spike = position.recent.spike(found.loss, found.norm)
-        skipped = spike is not None and config.on_spike == "skip"
-        recent = position.recent.after(found.loss, found.norm, spike)
-        if spike is not None:
+        spike = position.recent.spike(found.loss, found.norm) if found.finite else None
+        skipped = not found.finite or (spike is not None and config.on_spike == "skip")
+        recent = position.recent.after(found.loss, found.norm, spike) if found.finite else position.recent
+        if setup.masters.scaler and not found.finite:
+            self.progress.say(setup.masters.scaler.said(step))
+        elif spike is not None:
             self.spike(spike, position.recent.spikes + 1, step, rate, rows, found)
         elif said := guards.zero_gradient(recent.zeros, step):
             self.progress.say(said)
@@ -165,14 +167,18 @@ class _Loop:
         mfu, speed = self.meter.mfu, self.meter.speed
         line: dict[str, Any] = {
             "kind": "step", "step": position.step, "epoch": round(self.order.epoch(position.step), 4), "loss": found.loss,
-            **found.metrics, "lr": rate, "grad_norm": found.norm, "tokens": tokens, "learned": learned,
+            **found.metrics, "lr": rate, "grad_norm": found.norm if found.finite else None, "tokens": tokens, "learned": learned,
             "padding": round(found.padding, 4), "tokens_per_s": round(speed, 1), "eta_s": round(self.meter.seconds_left, 1),
             "memory": memory(self.setup.device).peak,
         }  # fmt: skip
         if mfu is not None:
             line["mfu"] = round(mfu, 4)
         if spike is not None:
-            line |= {"spike": spike.what, "skipped": skipped}
+            line["spike"] = spike.what
+        if self.setup.masters.scaler:
+            line["loss_scale"] = self.setup.masters.scaler.scale
+        if skipped:
+            line["skipped"] = True
         record(self.setup.run, {**line, "time": time.time()})
         accuracy = f"  acc {found.metrics['accuracy']:.1%}" if "accuracy" in found.metrics else ""
         share = f"  mfu {mfu:.0%}" if mfu is not None else ""

@@ -13,6 +13,7 @@ from tunesmith.runs.folder import RunFolder
 from tunesmith.stages.base import Generate, Item, Stage
 from tunesmith.train.config import TrainConfig
 from tunesmith.train.masters import Masters
+from tunesmith.train.memory import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Setup:
     generate: Generate | None = None
     prompts: Sequence[Prompt] = ()
     """Answered by ``generate`` with each evaluation."""
+    memory: MemoryPlan | None = None
+    """What takes how much memory, and what is done when it runs out."""
 
     @property
     def device(self) -> torch.device:

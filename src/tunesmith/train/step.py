@@ -10,6 +10,8 @@ import torch
 
 from tunesmith.stages.base import Item, Loss, lengths_of, micro_batches
 from tunesmith.train.guards import non_finite
+from tunesmith.train.memory import within_memory
+from tunesmith.train.scaler import forward_overflow
 from tunesmith.train.setup import Setup
 
 
@@ -17,7 +19,7 @@ from tunesmith.train.setup import Setup
 class Gradients:
     """What the backward pass of one step gave; the gradients themselves lie with the masters.
 
-    ``norm``: before clipping. ``metrics``: means over the step. ``padding``: share of the computed tokens that are none.
+    ``norm``: before clipping; not finite (then ``finite`` is False and the step is to be left out) only in fp16. ``metrics``: means over the step. ``padding``: share of the computed tokens that are none.
     ``worst``: the rows of the micro-batch with the highest mean loss.
     """
 
@@ -27,34 +29,51 @@ class Gradients:
     padding: float = 0.0
     worst: Sequence[Item] = ()
 
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.norm)
+
 
 def gradients(setup: Setup, rows: Sequence[Item], rate: float, step: int) -> Gradients:
     """Gradients of the mean loss of ``rows``, added up in the masters and clipped.
 
     Figures are read from the device once, at the end. Raises TrainingError when loss or norm are not finite.
     """
-    config = setup.config
+    config, masters = setup.config, setup.masters
     weight = sum(row.weight for row in rows)
     groups = micro_batches(rows, setup.micro_tokens, packed=config.packing)
-    losses: list[Loss] = []
-    for members in groups:
-        batch = setup.stage.collate([rows[i] for i in members], packed=config.packing)
-        loss = setup.stage.loss(setup.model, batch)
-        (loss.total / weight).backward()
-        setup.masters.collect()
-        losses.append(Loss(loss.total.detach(), loss.weight, loss.metrics))
-    norm = torch.nn.utils.clip_grad_norm_(setup.masters.parameters(), config.clip or math.inf)
+    losses = within_memory(setup.memory, lambda: _backward(setup, rows, groups, weight), lambda: drop(setup))
+    norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), config.clip or math.inf)
     totals, norm_value, metrics = _read(losses, norm)
     for members, value in zip(groups, totals):
         if not math.isfinite(value):
-            raise non_finite(value, step, rate, [rows[i] for i in members], dtype=setup.dtype)
-    if not math.isfinite(norm_value):
+            where = [rows[i] for i in members]
+            raise (
+                forward_overflow(value, step, where)
+                if masters.scaler
+                else non_finite(value, step, rate, where, dtype=setup.dtype)
+            )
+    if masters.scaler:
+        masters.scaler.update(math.isfinite(norm_value), step)
+    elif not math.isfinite(norm_value):
         raise non_finite(norm_value, step, rate, rows, what="gradient norm", dtype=setup.dtype)
     worst = max(range(len(groups)), key=lambda i: totals[i] / losses[i].weight if losses[i].weight else -math.inf)
     return Gradients(
         loss=sum(totals) / weight, norm=norm_value, metrics=metrics, padding=_padding(rows, groups, config.packing),
         worst=[rows[i] for i in groups[worst]],
     )  # fmt: skip
+
+
+def _backward(setup: Setup, rows: Sequence[Item], groups: Sequence[Sequence[int]], weight: float) -> list[Loss]:
+    """The loss of each micro-batch, off the graph; the gradients of their sum / ``weight`` lie with the masters. No weight changes."""
+    losses: list[Loss] = []
+    for members in groups:
+        batch = setup.stage.collate([rows[i] for i in members], packed=setup.config.packing)
+        loss = setup.stage.loss(setup.model, batch)
+        setup.masters.scaled(loss.total / weight).backward()
+        setup.masters.collect()
+        losses.append(Loss(loss.total.detach(), loss.weight, loss.metrics))
+    return losses
 
 
 def apply(setup: Setup, rate: float) -> None:
@@ -68,6 +87,7 @@ def apply(setup: Setup, rate: float) -> None:
 
 def drop(setup: Setup) -> None:
     """Forget the gradients: the step leaves the weights as they are."""
+    setup.masters.forget_gradients()
     setup.optimizer.zero_grad(set_to_none=True)
 
 

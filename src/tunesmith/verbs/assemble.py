@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunesmith.config.errors import ConfigError
 from tunesmith.config.load import save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
     from tunesmith.models.local import LocalModel
     from tunesmith.render.conversation import Renderer
     from tunesmith.render.selection import Selection
+    from tunesmith.train.masters import Masters
+    from tunesmith.train.memory import MemoryPlan
+    from tunesmith.train.optimizers.base import Groups
     from tunesmith.train.setup import Setup
-
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def assemble(
@@ -34,6 +37,7 @@ def assemble(
 
     from tunesmith.models.devices import best_device, set_threads
     from tunesmith.train.checkpoint_files import newest_whole
+    from tunesmith.train.memory import opening
 
     if config.train.deterministic:
         from tunesmith.models.determinism import be_deterministic
@@ -49,7 +53,8 @@ def assemble(
     pin_rows(run, rows)
     random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
-    setup = _setup(run, config, local, renderer, stage, rows, device, progress)
+    with opening(config.model.ref, device):
+        setup = _setup(run, config, local, renderer, stage, rows, device, progress)
     resume = None
     folder = newest_whole(run, progress)
     if folder is not None:
@@ -91,16 +96,16 @@ def _setup(
     device: torch.device, progress: Progress,
 ) -> Setup:  # fmt: skip
     """The model opened, the method on it, masters and optimizer."""
-    import torch
-
     from tunesmith.export.companions import save_tokenizer
+    from tunesmith.models.devices import dtype_for
     from tunesmith.models.open import open_model
     from tunesmith.train.masters import Masters
+    from tunesmith.train.memory import default_micro_tokens
     from tunesmith.train.optimizers.base import parameter_groups
     from tunesmith.train.setup import Setup
     from tunesmith.verbs.samples import generator, prompts_of
 
-    dtype = getattr(torch, DTYPES[config.precision])
+    dtype = dtype_for(config.precision, device)
     progress.start(f"opening {config.model.ref}")
     model = open_model(
         local.folder, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa",
@@ -108,16 +113,17 @@ def _setup(
     )  # fmt: skip
     method = load_plugin(METHODS, config.method.kind)
     model = method.apply(model, config.method, base_name=local.name)
-    masters = Masters(model, dtype)
+    masters = Masters(model, dtype, pure=config.precision == "pure_bf16")
     learned = sum(p.numel() for p in masters.parameters())
     whole = sum(p.numel() for p in model.parameters())
     progress.finish(f"{learned / 1e6:.2f} of {whole / 1e6:.1f} million weights are learned ({config.method.kind})")
     micro_tokens = config.train.micro_tokens or max(
-        config.data.max_length if device.type == "cuda" else 0, _default_micro(device)
+        config.data.max_length if device.type == "cuda" else 0, default_micro_tokens(device)
     )
-    _checkpointing(model, config, micro_tokens, device, progress)
     groups = parameter_groups(masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    optimizer = load_plugin(OPTIMIZERS, config.train.optimizer.kind).build(groups, config.train.optimizer)
+    build = _optimizer_builder(config)
+    memory = _plan_memory(run, config, model, stage, rows, masters, groups, build, micro_tokens, progress)
+    optimizer = build(groups)
 
     def save_model(folder: Path, state: Any) -> None:
         method.save(model, folder, state)
@@ -125,7 +131,7 @@ def _setup(
 
     return Setup(
         model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
-        optimizer=optimizer, micro_tokens=micro_tokens, save_model=save_model, eval_sets=_eval_sets(config, rows.eval),
+        optimizer=optimizer, micro_tokens=micro_tokens, memory=memory, save_model=save_model, eval_sets=_eval_sets(config, rows.eval),
         generate=generator(model, renderer, config.train.sample_tokens),
         prompts=prompts_of(config.train, rows.eval, renderer, progress),
     )  # fmt: skip
@@ -141,28 +147,60 @@ def _eval_sets(config: TrainRun, held_out: Selection) -> dict[str, list[int]]:
     return {name: np.flatnonzero(held_out.places[:, 0] == i).tolist() for i, name in enumerate(names)}
 
 
-def _default_micro(device: Any) -> int:
-    return 512 if device.type == "cpu" else 8192
+def _optimizer_builder(config: TrainRun) -> Callable[[Groups], torch.optim.Optimizer]:
+    """Groups -> the configured optimizer; in pure bf16 it is stepped with stochastic rounding."""
+    from tunesmith.train.rounding import StochasticallyRounded
+
+    plugin = load_plugin(OPTIMIZERS, config.train.optimizer.kind)
+
+    def build(groups: Groups) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = plugin.build(groups, config.train.optimizer)
+        return made
+
+    if config.precision != "pure_bf16":
+        return build
+    return lambda groups: StochasticallyRounded(groups, build, config.train.seed)
 
 
-def _checkpointing(model: Any, config: TrainRun, micro_tokens: int, device: Any, progress: Progress) -> None:
-    """Turn gradient checkpointing on when asked, or when the activations would not fit."""
-    from tunesmith.models.devices import memory
+def _plan_memory(
+    run: RunFolder, config: TrainRun, model: Any, stage: Any, rows: Rows, masters: Masters, groups: Groups,
+    build: Callable[[Groups], torch.optim.Optimizer], micro_tokens: int, progress: Progress,
+) -> MemoryPlan:  # fmt: skip
+    """How much everything takes and how many layers are computed twice; ``auto`` is decided once and written down."""
+    from tunesmith.models.checkpointing import decoder_layers, offload_layers
+    from tunesmith.models.offload import Offload
+    from tunesmith.stages.base import lengths_of
+    from tunesmith.train.footprint import footprint
+    from tunesmith.train.memory import heaviest, plan
+    from tunesmith.train.order import Order
 
-    wanted = config.train.gradient_checkpointing
+    wanted, train = config.train.gradient_checkpointing, config.train
+    layers = decoder_layers(model)
+    if not layers and wanted not in (False, 0, "auto"):
+        raise ConfigError(
+            f"train.gradient_checkpointing: {type(model).__name__} has no layers that can be computed twice",
+            hint="train.gradient_checkpointing=false, and a smaller train.micro_tokens where memory is short",
+        )
+    device = next(model.parameters()).device
+    offload = None
+    if train.activation_offload and device.type == "cuda":
+        offload = Offload(device, (*model.parameters(), *model.buffers()))
+    elif train.activation_offload:
+        progress.say(f"train.activation_offload changes nothing here: device {device.type}")
+    order = Order(lengths_of(rows.train), train.batch, train.seed, train.batch_tokens)
+    found = plan(
+        wanted, model, layers, stage, heaviest(rows.train, order, micro_tokens, packed=train.packing),
+        footprint(model, masters, groups, build), micro_tokens=micro_tokens, packed=train.packing, offload=offload,
+    )  # fmt: skip
+    if offload is not None and wanted is False:
+        offload_layers(layers, offload)
+
+    def pin(count: int) -> None:
+        changed = train.model_copy(update={"gradient_checkpointing": count})
+        save(config.model_copy(update={"train": changed}), run.config_path)
+
     if wanted == "auto":
-        text = model.config.get_text_config()
-        # About 34 bytes per token, layer and unit of width for a bf16 layer (Korthikanti et al., 2022, arXiv:2205.05198, eq. 1
-        # without dropout and attention scores), plus the logits in fp32 with their gradient.
-        width = 2 if config.precision == "fp32" else 1
-        needed = micro_tokens * (text.num_hidden_layers * text.hidden_size * 34 * width + text.vocab_size * 12)
-        wanted = needed > 0.8 * memory(device).free
-    if wanted:
-        turn_on_checkpointing(model)
-        progress.say("gradient checkpointing is on: activations are computed twice to save memory")
-
-
-def turn_on_checkpointing(model: Any) -> None:
-    """Recompute every layer's activations in the backward pass (Chen et al., 2016, arXiv:1604.06174)."""
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        pin(found.checkpointed)
+    found.say, found.pin = progress.say, pin
+    progress.say(found.line())
+    return found

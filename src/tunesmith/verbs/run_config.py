@@ -38,8 +38,12 @@ class TrainRun(Config):
     """The method: which weights change."""
     train: TrainConfig = setting(TrainConfig, zh="训练循环。")
     """The training loop."""
-    precision: Precision = setting("auto", zh="计算用的数值精度；auto 按设备选择最快的。")
-    """Numbers to compute in; auto takes the fastest the device has."""
+    precision: Precision = setting(
+        "auto",
+        zh="计算用的数值精度；auto 按设备选择最快的。bf16 与 fp16 在 fp32 主权重上学习（fp16 带损失缩放）；pure_bf16 的权重与优化器状态都只存 bf16，用随机舍入，内存最省。",
+    )
+    """Numbers to compute in; auto takes the fastest the device has. bf16 and fp16 learn in fp32 masters (fp16 with loss
+    scaling); pure_bf16 keeps weights and optimizer states in bf16 alone, rounded stochastically: the least memory."""
     output: OutputConfig = setting(OutputConfig, zh="运行文件夹。")
     """The run folder."""
     tracking: TrackingConfig = setting(TrackingConfig, zh="同时把指标发送给跟踪服务。")

@@ -117,10 +117,14 @@ def _execute(run: RunFolder, progress: Progress) -> RunFolder:
 def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     from tunesmith.runs.plot import plot_loss
     from tunesmith.train.loop import train
+    from tunesmith.train.memory import in_words
     from tunesmith.verbs.assemble import assemble
 
     setup, resume = assemble(run, config, progress)
-    outcome = train(setup, resume=resume, progress=progress)
+    assert setup.memory is not None
+    with in_words(setup.memory):
+        outcome = train(setup, resume=resume, progress=progress)
+    progress.say(setup.memory.peak_line())
     try:
         plot_loss(run)
     except OSError as error:
