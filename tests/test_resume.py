@@ -180,7 +180,9 @@ def test_a_full_disk_loses_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         TrainingError, match=r"checkpoint of step 6 could not be written[\s\S]*File too large[\s\S]*are whole"
     ):
         execute(run, SILENT)
-    assert run.checkpoint_steps() == [3, 4] and run.status().state == "failed" and "File too large" in run.status().error
+    assert (
+        run.checkpoint_steps() == [3, 4] and run.status().state == "failed" and "File too large" in run.status().error
+    )
     monkeypatch.undo()
     monkeypatch.setenv("TUNESMITH_RUNS", str(run.path.parent))
     execute(run, SILENT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from tunesmith.config.base import Config, setting
 from tunesmith.config.plugins import kind_union
@@ -82,6 +82,11 @@ class TrainConfig(Config):
     """When the loss or the gradient leaps far above the recent steps: say so and go on, leave that step's update out, or stop."""
     seed: int = setting(42, zh="随机种子：数据顺序、划分与初始化。", ge=0)
     """Seed of the data order, the evaluation split and the initialization."""
+
+    @field_validator("sample_prompts", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
