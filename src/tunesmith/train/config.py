@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeInt, model_validator
+from pydantic import NonNegativeInt, field_validator, model_validator
 
 from tunesmith.config.base import Config, setting
 from tunesmith.config.plugins import config_of, kind_union, names
@@ -95,6 +95,11 @@ class TrainConfig(Config):
     """Deterministic algorithms only (slower on a GPU): the same run gives the same numbers, bit by bit."""
     profile: int = setting(0, zh="用 torch profiler 记录多少个优化步（0 表示不记录）。", ge=0, le=100)
     """Record this many optimizer steps with torch's profiler (0 = none)."""
+
+    @field_validator("sample_prompts", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

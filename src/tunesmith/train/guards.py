@@ -2,7 +2,7 @@
 
 A spike is a loss or gradient norm far outside what the recent steps were like. "Like" is measured with the median and the median
 absolute deviation of a window, which a few wild values do not move (Hampel, 1974); and because losses of small batches have long
-tails, a spike must besides stand twice as far above the median as anything in the window.
+tails, a spike must besides stand three times as far above the median as anything in the window.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ WINDOW, ENOUGH = 64, 20
 """Steps that the recent ones are, and how many must be known before a verdict."""
 DEVIATIONS = 10.0
 """Standard deviations (as estimated from the median absolute deviation) that a spike is above the median, at least."""
+BEYOND = 3.0
+"""Times as far above the median as the highest of the window."""
 LEAST_LOSS = 0.3
 """Less above the median is no spike in a loss: nats per token, and the same share of the median."""
 LEAST_NORM = math.log(10.0)
@@ -82,7 +84,7 @@ def _leap(window: Sequence[float], value: float, least: float) -> float | None:
         return None
     usual = statistics.median(window)
     deviation = 1.4826 * statistics.median(abs(x - usual) for x in window)  # of a normal distribution
-    above = max(DEVIATIONS * deviation, least * max(1.0, abs(usual)), 2 * (max(window) - usual))
+    above = max(DEVIATIONS * deviation, least * max(1.0, abs(usual)), BEYOND * (max(window) - usual))
     return usual if value - usual > above else None
 
 
