@@ -15,7 +15,17 @@ from tunesmith.config.errors import UserError
 from tunesmith.config.files import write_json
 
 FILE = "model_changes.json"
-_SAME_MODEL = {"dtype", "torch_dtype", "_name_or_path", "transformers_version", "architectures", "use_cache", "quantization_config"}
+ROPE_KEYS = ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings")
+"""Keys of the config that change what a model computes without changing the form of its weights."""
+_SAME_MODEL = {
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "use_cache",
+    "quantization_config",
+}
 """Keys that say how a model is used or where it came from, not what form it has."""
 
 

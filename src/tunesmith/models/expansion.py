@@ -14,7 +14,19 @@ from typing import Any
 
 from tunesmith.config.errors import ConfigError
 
-OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj", "wo", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "output_linear")
+OUTPUTS = (
+    "o_proj",
+    "out_proj",
+    "dense",
+    "c_proj",
+    "wo",
+    "down_proj",
+    "dense_4h_to_h",
+    "fc2",
+    "fc_out",
+    "w2",
+    "output_linear",
+)
 """Names that the families give to the layers which write to the residual stream."""
 SMALL = 0.1
 """Share of the origin's weights at which a new layer must change the text by about that share of what the origin does."""
@@ -22,14 +34,18 @@ SMALL = 0.1
 
 @dataclass(frozen=True)
 class Growth:
-    """``origins[i]``: the base's layer that layer i of the expanded model is, or was copied from. ``new``: the copies."""
+    """``origins[i]``: the base's layer that layer i of the expanded model is, or was copied from. ``new``: the copies.
+
+    ``blocks``: the name of the list of layers.
+    """
 
     origins: tuple[int, ...]
     new: tuple[int, ...]
+    blocks: str
 
 
-def grown(layers: int, count: int) -> Growth:
-    """``count`` new layers among ``layers``: one after each of ``count`` groups as equal as they can be."""
+def grown(blocks: str, layers: int, count: int) -> Growth:
+    """``count`` new layers among the ``layers`` of the list ``blocks``: one after each of ``count`` groups as equal as they can be."""
     if count > layers:
         raise ConfigError(
             f"method.expand is {count}, but the model has only {layers} layers", hint="at most one new layer for each"
@@ -42,7 +58,7 @@ def grown(layers: int, count: int) -> Growth:
         if layer in after:
             new.append(len(origins))
             origins.append(layer)
-    return Growth(tuple(origins), tuple(new))
+    return Growth(tuple(origins), tuple(new), blocks)
 
 
 def expand(model: Any, count: int) -> Growth:
@@ -53,7 +69,8 @@ def expand(model: Any, count: int) -> Growth:
     """
     import torch
 
-    growth = grown(len(blocks_of(model)[1]), count)
+    name, blocks = blocks_of(model)
+    growth = grown(name, len(blocks), count)
     stretch(model, growth)
     _check_same_class(model)
     _, blocks = blocks_of(model)

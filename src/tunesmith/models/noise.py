@@ -37,7 +37,9 @@ def add_noise(model: Any, alpha: float) -> None:
     def disturb(module: Any, arguments: Any, out_BTD: Any) -> Any:
         if not module.training:
             return None
-        scale = alpha / math.sqrt(out_BTD.shape[-1]) / lengths_BT(out_BTD.shape[:-1], **call, device=out_BTD.device).sqrt()
+        scale = (
+            alpha / math.sqrt(out_BTD.shape[-1]) / lengths_BT(out_BTD.shape[:-1], **call, device=out_BTD.device).sqrt()
+        )
         return out_BTD + torch.empty_like(out_BTD).uniform_(-1, 1) * scale.to(out_BTD.dtype)[..., None]
 
     model.register_forward_pre_hook(remember, with_kwargs=True)

@@ -98,7 +98,9 @@ def too_long(config: Any, max_length: int) -> str | None:
     if limit is None or max_length <= limit:
         return None
     if not getattr(config, "rope_parameters", None):
-        return f"data.max_length is {max_length}, but the model reads at most {limit} tokens; set data.max_length={limit}"
+        return (
+            f"data.max_length is {max_length}, but the model reads at most {limit} tokens; set data.max_length={limit}"
+        )
     factor = math.ceil(max_length / limit * 2) / 2
     return (
         f"data.max_length is {max_length}, but the model was made for {limit} tokens: positions beyond are new to it; "
@@ -123,7 +125,9 @@ def forget_lengths(model: Any) -> None:
     """
 
     def afresh(module: Any, arguments: Any) -> None:
-        for name in [n for n, _ in module.named_buffers(recurse=False) if n.endswith("inv_freq") and "original" not in n]:
+        for name in [
+            n for n, _ in module.named_buffers(recurse=False) if n.endswith("inv_freq") and "original" not in n
+        ]:
             first = getattr(module, name.replace("inv_freq", "original_inv_freq"))
             setattr(module, name, first.to(getattr(module, name).device, copy=True))
         module.max_seq_len_cached = module.original_max_seq_len

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def form_of(model: Any) -> Form:
 def write_trained(folder: Path, state: Mapping[str, torch.Tensor], form: Form) -> None:
     """Write tensors and description."""
     write_tensors(folder, state, STEM)
-    growth = {"layers": list(form.growth.origins), "new": list(form.growth.new)} if form.growth is not None else {}
+    growth = {"expansion": asdict(form.growth)} if form.growth is not None else {}
     write_json(folder / DESCRIPTION, {"base": form.base, **growth})
 
 
@@ -56,7 +56,8 @@ def read_form(folder: Path) -> Form:
     """The description. Raises UserError when it cannot be read."""
     try:
         raw = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        growth = Growth(tuple(raw["layers"]), tuple(raw["new"])) if "layers" in raw else None
+        kept = raw.get("expansion")
+        growth = Growth(tuple(kept["origins"]), tuple(kept["new"]), str(kept["blocks"])) if kept else None
         return Form(str(raw["base"]), growth)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -76,7 +77,8 @@ def load_trained(model: Any, folder: Path) -> Any:
     unknown = sorted(stored.keys() - own.keys())
     if unknown:
         raise UserError(
-            f"{folder}: the model has no {unknown[0]}", hint=f"these weights were learned on {form.base}; use that as the base"
+            f"{folder}: the model has no {unknown[0]}",
+            hint=f"these weights were learned on {form.base}; use that as the base",
         )
     check_shapes(folder, stored, {name: tuple(p.shape) for name, p in own.items()})
     with torch.no_grad():

@@ -8,16 +8,27 @@ https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ConfigError
 from tunesmith.models.changes import NewToken
+from tunesmith.models.config import ModelConfig
+from tunesmith.models.open import open_tokenizer
+
+
+def tokenizer_with_tokens(folder: Path, model: ModelConfig) -> tuple[Any, tuple[NewToken, ...]]:
+    """The tokenizer of the base in ``folder`` with the new tokens of ``model``, and these. Raises UserError."""
+    tokenizer = open_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+    return tokenizer, add_tokens(tokenizer, model.add_tokens, model.add_special_tokens)
 
 
 def add_tokens(tokenizer: Any, plain: Sequence[str], special: Sequence[str]) -> tuple[NewToken, ...]:
     """Add the texts to ``tokenizer`` (in place); their ids follow the highest one. Raises ConfigError for one it has."""
     from tokenizers import AddedToken
 
+    if not plain and not special:
+        return ()
     known = tokenizer.get_vocab()
     for key, texts in (("add_tokens", plain), ("add_special_tokens", special)):
         for text in texts:
@@ -45,6 +56,10 @@ def grow(model: Any, tokens: Sequence[NewToken], how: str) -> None:
 
     if not tokens:
         return
+    if any(not layer.weight.is_floating_point() for layer in _layers(model)):
+        raise ConfigError(
+            "model.add_tokens: the embeddings of this model are stored quantized, new ones cannot be learned"
+        )
     fit(model, max(token.id for token in tokens) + 1)
     old = min(token.id for token in tokens)
     for layer in _layers(model):
@@ -61,8 +76,6 @@ def grow(model: Any, tokens: Sequence[NewToken], how: str) -> None:
 
 def fit(model: Any, size: int) -> None:
     """At least ``size`` rows in the embeddings; more than that stay as they are. Values of new rows are not settled."""
-    if any(not layer.weight.is_floating_point() for layer in _layers(model)):
-        raise ConfigError("model.add_tokens: the embeddings of this model are stored quantized and cannot grow")
     if model.get_input_embeddings().weight.shape[0] < size:
         model.resize_token_embeddings(size, mean_resizing=False)
 

@@ -42,6 +42,8 @@ class TrainConfig(Config):
     """Compute several conversations in one row without padding; they do not see each other. Same loss, faster."""
     micro_tokens: int | None = setting(None, zh="一次前向计算最多多少 token（默认按设备选择）。", ge=16)
     """Most tokens of one forward pass; by default chosen for the device (512 on CPU, 8192 on a GPU)."""
+    neftune_alpha: float | None = setting(None, zh="NEFTune：训练时给词向量加的噪声强度 alpha（常用 5 到 15）。", gt=0)
+    """NEFTune: noise of this strength alpha on the embeddings in training (5 to 15 is usual); by default none."""
     gradient_checkpointing: bool | Literal["auto"] = setting(
         "auto", zh="重算激活以省内存（更慢）；auto 表示放不下时才用。"
     )

@@ -16,6 +16,7 @@ from tunesmith.verbs.run_config import METHODS, OPTIMIZERS, STAGES, TrainRun
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.models.changes import NewToken
     from tunesmith.models.local import LocalModel
     from tunesmith.render.conversation import Renderer
     from tunesmith.train.setup import Setup
@@ -85,20 +86,18 @@ def _setup(
     """The model opened, the method on it, masters and optimizer."""
     import torch
 
-    from tunesmith.export.companions import save_tokenizer
-    from tunesmith.models.open import open_model
+    from tunesmith.models.noise import add_noise
     from tunesmith.train.masters import Masters
     from tunesmith.train.optimizers.base import parameter_groups
     from tunesmith.train.setup import Setup
 
     dtype = getattr(torch, DTYPES[config.precision])
     progress.start(f"opening {config.model.ref}")
-    model = open_model(
-        local.folder, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa",
-        trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
+    model, tokens = _open(config, local, dtype, device, progress)
     method = load_plugin(METHODS, config.method.kind)
-    model = method.apply(model, config.method, base_name=local.name)
+    model = method.apply(model, config.method, base_name=local.name, new_rows=tuple(token.id for token in tokens))
+    if config.train.neftune_alpha is not None:
+        add_noise(model, config.train.neftune_alpha)
     masters = Masters(model, dtype)
     learned = sum(p.numel() for p in masters.parameters())
     whole = sum(p.numel() for p in model.parameters())
@@ -112,12 +111,42 @@ def _setup(
 
     def save_model(folder: Path, state: Any) -> None:
         method.save(model, folder, state)
-        save_tokenizer(local.folder, folder, renderer.chat_template)
+        _save_form(folder, model, config, local, renderer, tokens)
 
     return Setup(
         model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
         optimizer=optimizer, micro_tokens=micro_tokens, save_model=save_model,
     )  # fmt: skip
+
+
+def _open(
+    config: TrainRun, local: LocalModel, dtype: torch.dtype, device: torch.device, progress: Progress
+) -> tuple[Any, tuple[NewToken, ...]]:
+    """The model as training begins: its positions stretched, rows for new tokens; and these tokens."""
+    from tunesmith.models.open import open_config
+    from tunesmith.models.rope import too_long
+    from tunesmith.verbs.weights import open_begun
+
+    if config.model.rope is None:
+        text = open_config(local.folder, trust_remote_code=config.model.trust_remote_code).get_text_config()
+        if (warning := too_long(text, config.data.max_length)) is not None:
+            progress.say(f"warning: {warning}")
+    return open_begun(
+        local.folder, config.model, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa"
+    )
+
+
+def _save_form(
+    folder: Path, model: Any, config: TrainRun, local: LocalModel, renderer: Renderer, tokens: tuple[NewToken, ...]
+) -> None:
+    """Beside the learned weights: the tokenizer with the run's template, and how the model's form differs from its base's."""
+    from tunesmith.export.companions import save_tokenizer
+    from tunesmith.models.changes import Changes, changed_keys, write_changes
+    from tunesmith.models.open import open_config
+
+    save_tokenizer(local.folder, folder, renderer.chat_template, tokens)
+    base = open_config(local.folder, trust_remote_code=config.model.trust_remote_code)
+    write_changes(folder, Changes(changed_keys(base, model.config), tokens))
 
 
 def _default_micro(device: Any) -> int:

@@ -1,4 +1,4 @@
-"""``--to hf``: a complete model folder in safetensors, with an adapter merged into its base.
+"""``--to hf``: a complete model folder in safetensors, with what was learned (an adapter, or weights) in its base.
 
 The base is read and written tensor by tensor, so memory does not grow with the model.
 """
@@ -16,11 +16,21 @@ from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
-from tunesmith.export import companions, lora
+from tunesmith.export import companions, lora, trained
 from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
 from tunesmith.export.load_back import check_loads
-from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens, tied_names
+from tunesmith.export.model_config import (
+    changed_config,
+    completed,
+    generation_config,
+    load_config,
+    stop_tokens,
+    tied_names,
+)
+from tunesmith.export.rows import with_rows
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
+from tunesmith.models.changes import Changes, apply_keys, read_changes
+from tunesmith.models.rope import STRETCHED_LAYERS
 
 
 class Config(BaseConfig):
@@ -44,20 +54,27 @@ def export(
 ) -> Report:
     """Write ``source`` to the new folder ``out`` as a full model.
 
-    ``source`` is a peft adapter (merged into ``base``, or into the folder its config names) or a full model (copied and
-    completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
+    ``source`` is a peft adapter (merged into ``base``, or into the folder its config names), weights learned in full (put into ``base``,
+    in its number types), or a full model (without ``base``: copied and completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
     (default: the adapter folder's own, else the base's). Raises ExportError; then ``out`` does not exist.
     """
     adapter = lora.read_adapter(source) if (source / lora.CONFIG).exists() else None
-    folder = _base_folder(source, adapter, base)
+    learned = trained.read_trained(source) if not adapter and (base or trained.is_part(source)) else None
+    named = adapter.base if adapter else learned.form.base if learned and learned.form else None
+    folder = _base_folder(source, base, named, alone=not adapter and not learned)
+    changes = read_changes(source) if adapter or learned else Changes()
     stored = read_model(folder)
-    raw, read = read_json(folder / "config.json"), load_config(folder)
+    raw = changed_config(read_json(folder / "config.json"), changes.config)
+    read = apply_keys(load_config(folder), changes.config)
     if raw.get("quantization_config"):
         raise ExportError(
             f"{folder} is stored quantized ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             hint="give the base in its original precision (16 or 32 bit)",
         )
-    tensors, still_tied = plan(stored, adapter, tied_names(read))
+    if learned:
+        tensors, still_tied = trained.plan(stored, learned, tied_names(read), read), True
+    else:
+        tensors, still_tied = plan(stored, adapter, tied_names(read))
     total = sum(tensor.nbytes for tensor in tensors)
     check_target(out, total + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
     dtype: Counter[str] = Counter()
@@ -70,27 +87,38 @@ def export(
                 part["tie_word_embeddings"] = False
     stops = stop_tokens(folder, stop_token_ids)
     template = (
-        chat_template or (companions.find_template(source) if adapter else None) or companions.find_template(folder)
+        chat_template
+        or (companions.find_template(source) if source != folder else None)
+        or companions.find_template(folder)
     )
 
     with whole_or_nothing(out) as work:
         work.mkdir()
-        progress.start("merge" if adapter else "copy", total, "B")
+        progress.start("copy" if source == folder else "merge", total, "B")
         sums = write_shards(work, tensors, int(config.max_shard_size * 1e9), progress)
         progress.finish()
         _write_json(work / "config.json", settings)
         _write_json(work / "generation_config.json", generation_config(folder, stops))
-        companions.copy_tokenizer(folder, work)
-        companions.write_template(folder, work, template)
-        companions.copy_licences([folder, *([source] if adapter else [])], work)
-        card = companions.model_card(folder, _hub_name(adapter, raw), _facts(adapter, len(tensors), settings))
+        words = source if changes.tokens else folder
+        companions.copy_tokenizer(words, work)
+        companions.write_template(words, work, template)
+        companions.copy_licences([folder, *([source] if source != folder else [])], work)
+        facts = _facts(adapter, learned, changes, len(tensors), settings)
+        card = companions.model_card(folder, _hub_name(named, raw), facts)
         (work / "README.md").write_text(card, encoding="utf-8")
-        checks = check_loads(work, folder, template)
+        checks = check_loads(work, read, words, template)
         companions.write_checksums(work, sums)
     return Report(
         out,
         size_of(out),
-        {"tensors": len(tensors), "merged": len(adapter.deltas) if adapter else 0, "stop_token_ids": stops, **checks},
+        {
+            "tensors": len(tensors),
+            "merged": len(adapter.deltas) if adapter else 0,
+            **({"replaced": len(learned.tensors)} if learned else {}),
+            **({"new_tokens": len(changes.tokens)} if changes.tokens else {}),
+            "stop_token_ids": stops,
+            **checks,
+        },
     )
 
 
@@ -103,6 +131,7 @@ def plan(
     model is no longer tied: so it answered in training.
     """
     deltas = dict(adapter.deltas) if adapter else {}
+    rows = dict(adapter.rows) if adapter else {}
     replaced = dict(adapter.replaced) if adapter else {}
     sources = dict(stored)
     still_tied = bool(tied)
@@ -125,8 +154,10 @@ def plan(
         if shared not in sources:
             raise ExportError(f"the base has neither {output} nor {shared}")
         sources.setdefault(output, sources[shared])
+        if shared in rows:
+            rows.setdefault(output, rows[shared])
         still_tied = False
-    unknown = [name for name in [*deltas, *replaced] if name not in sources]
+    unknown = [name for name in [*deltas, *replaced, *rows] if name not in sources]
     if unknown and adapter is not None:
         raise ExportError(
             f"the adapter changes {len(unknown)} weights that the base does not have, first {unknown[0]}",
@@ -142,6 +173,8 @@ def plan(
     for name, tensor in sources.items():
         if name in replaced:
             tensors.append(_replacement(tensor, replaced[name], name))
+        elif name in rows:
+            tensors.append(with_rows(tensor, rows[name], name))
         elif name in deltas:
             tensors.append(lora.merged(tensor, deltas[name], name))
         else:
@@ -165,34 +198,53 @@ def _same(first: StoredTensor, second: StoredTensor) -> bool:
     return same_form and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
-def _base_folder(source: Path, adapter: lora.Adapter | None, base: Path | None) -> Path:
+def _base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:
+    """The folder of the base: ``base``, else the one that the learned weights name. ``alone``: ``source`` is a full model itself."""
     if not source.is_dir():
         raise ExportError(f"{source} is not a folder", hint="give an adapter folder or a model folder")
-    if adapter is None:
-        if base is not None:
-            raise ExportError(f"{source} is no adapter ({lora.CONFIG} is missing), so it takes no base")
+    if alone:
         return source
-    found = base or (Path(adapter.base) if adapter.base else None)
+    found = base or (Path(named) if named else None)
     if found is None or not found.is_dir():
         raise ExportError(f"the adapter's base {found} is not a folder here", hint="give the base model's folder")
-    if (found / lora.CONFIG).exists():
+    if (found / lora.CONFIG).exists() or trained.is_part(found):
         raise ExportError(f"the base {found} is itself an adapter", hint="merge that one first")
     return found
 
 
-def _hub_name(adapter: lora.Adapter | None, raw: dict[str, Any]) -> str | None:
+def _hub_name(named: str | None, raw: dict[str, Any]) -> str | None:
     """``org/name`` if that is what base is called; a path of this machine is nobody's business."""
-    name = (adapter.base if adapter else None) or raw.get("_name_or_path") or ""
+    name = named or raw.get("_name_or_path") or ""
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
-def _facts(adapter: lora.Adapter | None, count: int, settings: dict[str, Any]) -> list[str]:
-    facts = [f"{count} tensors, stored as {settings.get('dtype')}", "made with Tunesmith"]
+def _facts(
+    adapter: lora.Adapter | None,
+    learned: trained.Trained | None,
+    changes: Changes,
+    count: int,
+    settings: dict[str, Any],
+) -> list[str]:
+    """What was done to the base, for the model card."""
+    facts = []
     if adapter:
-        facts.insert(
-            0, f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full"
+        facts.append(f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full")
+    elif learned and learned.form is None:
+        facts.append("full fine-tuning: all weights trained")
+    elif learned and learned.form and learned.form.growth:
+        new = len(learned.form.growth.new)
+        facts.append(
+            f"block expansion: {new} new layers trained between the base's {len(learned.form.growth.origins) - new}"
         )
-    return facts
+    elif learned:
+        facts.append(f"{len(learned.tensors)} weights trained in full, the others as in the base")
+    if changes.tokens:
+        facts.append("new tokens: " + ", ".join(f"`{token.text}`" for token in changes.tokens))
+    rope = changes.config.get("rope_parameters")
+    if rope:
+        rope = rope.get(STRETCHED_LAYERS, rope)
+        facts.append(f"positions stretched: {rope['rope_type']}, factor {rope['factor']:g}")
+    return [*facts, f"{count} tensors, stored as {settings.get('dtype')}", "made with Tunesmith"]
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -62,7 +62,9 @@ def apply(model: Any, config: Config, *, base_name: str, new_rows: tuple[int, ..
     growth = expand(model, config.expand) if config.expand is not None else None
     model.requires_grad_(False)
     blocks = blocks_of(model)[1]
-    chosen = growth.new if growth is not None else _places(config.layers if config.layers is not None else 2, len(blocks))
+    chosen = (
+        growth.new if growth is not None else _places(config.layers if config.layers is not None else 2, len(blocks))
+    )
     for place in chosen:
         whole = list(blocks[place].parameters())
         for parameter in whole if config.modules == ("all",) else _within(blocks[place], config.modules):
