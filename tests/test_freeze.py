@@ -128,7 +128,9 @@ def test_an_expanded_model_computes_what_its_base_does(tmp_path: Path, name: str
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)), before)
     cached = model.generate(torch.arange(3, 9)[None], max_new_tokens=4, do_sample=False, use_cache=True)
-    assert torch.equal(cached, model.generate(torch.arange(3, 9)[None], max_new_tokens=4, do_sample=False, use_cache=False))
+    assert torch.equal(
+        cached, model.generate(torch.arange(3, 9)[None], max_new_tokens=4, do_sample=False, use_cache=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,24 +151,34 @@ def test_families_that_cannot_be_expanded_say_so(name: str, settings: dict[str, 
 
 @pytest.fixture(scope="module")
 def base(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(smol, tmp_path_factory.mktemp("freeze") / "base", "qwen3", "bfloat16")
+    return make_model(
+        smol, tmp_path_factory.mktemp("freeze") / "base", "qwen3", "bfloat16", max_position_embeddings=100
+    )
 
 
 @pytest.fixture(scope="module")
 def frozen(base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     root = tmp_path_factory.mktemp("freeze-runs")
-    return train(base, root, "frozen", "method.kind=freeze", "method.layers=-1", "method.extra=[norm]", "precision=bf16")
+    return train(
+        base, root, "frozen", "method.kind=freeze", "method.layers=-1", "method.extra=[norm]", "precision=bf16"
+    )
 
 
 @pytest.fixture(scope="module")
 def expanded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """One new layer, new tokens and stretched positions at once."""
-    settings = ["method.kind=freeze", "method.expand=1", "model.add_tokens=[lantern]", "model.rope={kind: linear, factor: 2}"]
+    settings = [
+        "method.kind=freeze",
+        "method.expand=1",
+        "model.add_tokens=[lantern]",
+        "model.rope={kind: linear, factor: 2}",
+    ]
     return train(tiny, tmp_path_factory.mktemp("expand-runs"), "expanded", *settings)
 
 
 def test_frozen_run_keeps_what_it_learned_and_no_more(base: Path, frozen: RunFolder, tmp_path: Path) -> None:
     assert_same(resumed(frozen), frozen)
+    assert "made for 100 tokens" in frozen.log_path.read_text()
     folder = frozen.checkpoint()
     kept, before = load_file(folder / "trained_weights.safetensors"), load_file(base / "model.safetensors")
     assert kept.keys() == {n for n in before if "layers.0." in n or n == "model.norm.weight"}
@@ -182,7 +194,9 @@ def test_frozen_run_keeps_what_it_learned_and_no_more(base: Path, frozen: RunFol
     with pytest.raises(UserError, match="only the weights that were learned"):
         target_of(str(folder), SILENT)
     beside = target_of(f"{base}+{folder}", SILENT)
-    assert torch.equal(logits(open_weights(beside, precision="bf16")), logits(transformers.AutoModelForCausalLM.from_pretrained(place)))
+    assert torch.equal(
+        logits(open_weights(beside, precision="bf16")), logits(transformers.AutoModelForCausalLM.from_pretrained(place))
+    )
 
 
 def test_expanded_run_is_exported_with_its_new_layer(tiny: Path, expanded: RunFolder, tmp_path: Path) -> None:
@@ -204,10 +218,12 @@ def test_expanded_run_is_exported_with_its_new_layer(tiny: Path, expanded: RunFo
     assert "1 new layers trained between the base's 2" in (place / "README.md").read_text()
 
 
-def test_weights_of_another_model_are_refused(base: Path, tiny: Path, frozen: RunFolder, expanded: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the model has no model.layers.0.self_attn.k_norm.weight"):
+def test_weights_of_another_model_are_refused(
+    base: Path, tiny: Path, frozen: RunFolder, expanded: RunFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"the model has no model\.layers\.0\.self_attn\.k_norm\.weight"):
         open_weights(target_of(f"{tiny}+{frozen.checkpoint()}", SILENT))
-    with pytest.raises(ExportError, match="k_norm.weight was learned, but the base has no such weight"):
+    with pytest.raises(ExportError, match=r"k_norm\.weight was learned, but the base has no such weight"):
         hf.export(frozen.checkpoint(), tmp_path / "out", hf.Config(), base=tiny)
     plain = freeze.apply(open_model(tiny, dtype=torch.float32, device=CPU), freeze.Config(layers=1), base_name="x")
     with pytest.raises(UserError, match=r"holds no model\.layers\.1\."):

@@ -41,7 +41,12 @@ def spare(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def grown_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """LoRA on an untied model whose embeddings and output layer grow by three rows."""
-    settings = ["method.rank=4", "model.add_tokens=[Lantern Bay, 灯塔]", "model.add_special_tokens=<|shore|>", "train.lr=2e-2"]
+    settings = [
+        "method.rank=4",
+        "model.add_tokens=[Lantern Bay, 灯塔]",
+        "model.add_special_tokens=<|shore|>",
+        "train.lr=2e-2",
+    ]
     return train(tiny, tmp_path_factory.mktemp("grown") / "runs", "grown", *settings)
 
 
@@ -113,10 +118,15 @@ def test_rendering_uses_them(grown_run: RunFolder) -> None:
     found = renderer.render(chat)
     assert {49152, 49153, 49154} < set(found.ids)
     assert renderer.tokenizer.decode(found.ids, skip_special_tokens=True).endswith("On, 灯塔.\n")
-    _, plain = open_renderer(config.model.model_copy(update={"add_tokens": (), "add_special_tokens": ()}), config.data, SILENT)
+    _, plain = open_renderer(
+        config.model.model_copy(update={"add_tokens": (), "add_special_tokens": ()}), config.data, SILENT
+    )
     assert identity_of_renderer(renderer) != identity_of_renderer(plain)
     saved = renderer_of(target_of(str(grown_run.path), SILENT))
-    assert saved.render(chat).ids == found.ids and identity_of_renderer(saved)["tokenizer"] == identity_of_renderer(renderer)["tokenizer"]
+    assert (
+        saved.render(chat).ids == found.ids
+        and identity_of_renderer(saved)["tokenizer"] == identity_of_renderer(renderer)["tokenizer"]
+    )
 
 
 def test_only_the_new_rows_are_learned_beside_lora(tiny: Path, grown_run: RunFolder) -> None:
@@ -170,7 +180,9 @@ def test_tied_rows_in_bf16(spare: Path, spare_run: RunFolder, tmp_path: Path) ->
     (row,) = [tensor for name, tensor in learned.items() if "trainable_tokens" in name]
     out = hf.export(spare_run.checkpoint(), tmp_path / "out", hf.Config(), base=spare).out
     before, after = load_file(spare / "model.safetensors"), load_file(out / "model.safetensors")
-    assert "lm_head.weight" not in after and json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
+    assert (
+        "lm_head.weight" not in after and json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
+    )
     now, old = after["model.embed_tokens.weight"], before["model.embed_tokens.weight"]
     assert torch.equal(now[49152], row[0].bfloat16()) and not torch.equal(now[49152], old[49152])
     now[49152] = old[49152]
@@ -194,7 +206,14 @@ def test_tokenizer_files_keep_all_else(smol: Path, tmp_path: Path) -> None:
     """tokenizer.json gains the tokens and nothing else changes; added_tokens_decoder is kept where there is one."""
     source = shutil.copytree(smol, tmp_path / "source")
     settings = json.loads((source / "tokenizer_config.json").read_text())
-    entry = {"content": "<|endoftext|>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    entry = {
+        "content": "<|endoftext|>",
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     (source / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": {"0": entry}}))
     (tmp_path / "out").mkdir()
     save_tokenizer(source, tmp_path / "out", "{{ 1 }}", [NewToken("<tool>", 49152, True)])
@@ -204,4 +223,6 @@ def test_tokenizer_files_keep_all_else(smol: Path, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert written["added_tokens_decoder"].keys() == {"0", "49152"} and written["chat_template"] == "{{ 1 }}"
     with pytest.raises(ExportError, match="does not read '<tool>' as the token 7"):
-        save_tokenizer(source, tmp_path / "out", "{{ 1 }}", [NewToken("<tool>", 49152, True), NewToken("<tool>", 7, True)])
+        save_tokenizer(
+            source, tmp_path / "out", "{{ 1 }}", [NewToken("<tool>", 49152, True), NewToken("<tool>", 7, True)]
+        )
