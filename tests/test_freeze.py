@@ -215,7 +215,7 @@ def test_expanded_run_is_exported_with_its_new_layer(tiny: Path, expanded: RunFo
     assert again.config.rope_parameters["rope_type"] == "linear" and again.config.max_position_embeddings == 512
     ids = torch.tensor([[5, 49152, 77, 12] * 9])
     assert torch.equal(logits(again, ids), logits(open_weights(target_of(str(expanded.path), SILENT)), ids))
-    assert "1 new layers trained between the base's 2" in (place / "README.md").read_text()
+    assert "1 new layer trained between the base's 2" in (place / "README.md").read_text()
 
 
 def test_weights_of_another_model_are_refused(

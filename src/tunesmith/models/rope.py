@@ -27,9 +27,9 @@ class RopeConfig(Config):
     """How the positions are stretched."""
 
     kind: Literal["linear", "dynamic", "yarn", "llama3"] = setting(
-        "yarn", zh="缩放方法：linear、dynamic、yarn（通常最好）或 llama3。"
+        "yarn", zh="缩放方法：linear、dynamic（GGUF 不支持）、yarn（通常最好）或 llama3。"
     )
-    """linear, dynamic, yarn (mostly the best) or llama3."""
+    """linear, dynamic (GGUF files cannot carry it), yarn (mostly the best) or llama3."""
     factor: float = setting(..., zh="倍数：上下文长度变为原来的多少倍。", gt=1)
     """How many times longer than the original length the context becomes."""
     original_max: int | None = setting(None, zh="模型原来训练的长度，单位 token（默认取模型配置里的值）。", ge=1)
@@ -86,10 +86,18 @@ def context_length(config: Any) -> int | None:
     limit = getattr(config, "max_position_embeddings", None)
     if not limit:
         return None
-    parameters = getattr(config, "rope_parameters", None) or {}
-    part = parameters.get(STRETCHED_LAYERS) or parameters
-    factor = float(part.get("factor") or 1.0) if part.get("rope_type") == "dynamic" else 1.0
-    return int(limit * factor)
+    return int(limit * float(_whole(config).get("factor") or 1.0)) if is_dynamic(config) else int(limit)
+
+
+def is_dynamic(config: Any) -> bool:
+    """Whether a (text) config stretches with the length of the text: then its ``max_position_embeddings`` is the original length."""
+    return _whole(config).get("rope_type") == "dynamic"
+
+
+def _whole(config: Any) -> dict[str, Any]:
+    """The rotary parameters of the layers that see the whole text."""
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    return parameters.get(STRETCHED_LAYERS) or parameters
 
 
 def too_long(config: Any, max_length: int) -> str | None:

@@ -102,6 +102,12 @@ def _setup(
     learned = sum(p.numel() for p in masters.parameters())
     whole = sum(p.numel() for p in model.parameters())
     progress.finish(f"{learned / 1e6:.2f} of {whole / 1e6:.1f} million weights are learned ({config.method.kind})")
+    usual = getattr(method, "USUAL_LR", None)
+    if usual is not None and config.train.lr > 4 * usual:
+        progress.say(
+            f"warning: train.lr={config.train.lr:g} is high for method={config.method.kind}: weights learned in full usually take "
+            f"about {usual:g} with AdamW"
+        )
     micro_tokens = config.train.micro_tokens or max(
         config.data.max_length if device.type == "cuda" else 0, _default_micro(device)
     )

@@ -6,7 +6,6 @@ The base is read and written tensor by tensor, so memory does not grow with the 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export import companions, lora, trained
 from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
+from tunesmith.export.facts import facts, hub_name
 from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import (
     changed_config,
@@ -30,7 +30,6 @@ from tunesmith.export.model_config import (
 from tunesmith.export.rows import with_rows
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
 from tunesmith.models.changes import Changes, apply_keys, read_changes
-from tunesmith.models.rope import STRETCHED_LAYERS
 
 
 class Config(BaseConfig):
@@ -74,7 +73,7 @@ def export(
     if learned:
         tensors, still_tied = trained.plan(stored, learned, tied_names(read), read), True
     else:
-        tensors, still_tied = plan(stored, adapter, tied_names(read))
+        tensors, still_tied = plan(stored, adapter, tied_names(read), changes.config.get("vocab_size"))
     total = sum(tensor.nbytes for tensor in tensors)
     check_target(out, total + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
     dtype: Counter[str] = Counter()
@@ -103,8 +102,8 @@ def export(
         companions.copy_tokenizer(words, work)
         companions.write_template(words, work, template)
         companions.copy_licences([folder, *([source] if source != folder else [])], work)
-        facts = _facts(adapter, learned, changes, len(tensors), settings)
-        card = companions.model_card(folder, _hub_name(named, raw), facts)
+        done = facts(adapter, learned, changes, len(tensors), settings.get("dtype"))
+        card = companions.model_card(folder, hub_name(named, raw), done)
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, read, words, template)
         companions.write_checksums(work, sums)
@@ -123,12 +122,15 @@ def export(
 
 
 def plan(
-    stored: dict[str, StoredTensor], adapter: lora.Adapter | None, tied: dict[str, str]
+    stored: dict[str, StoredTensor],
+    adapter: lora.Adapter | None,
+    tied: dict[str, str],
+    grown_to: int | None = None,
 ) -> tuple[list[PlannedTensor], bool]:
     """What to write, in the base's order, and whether tied tensors are still tied. Raises ExportError for a wrong pair.
 
     A tied output layer is stored once, under the embedding's name. When the adapter changes only one of the two, both are written and the
-    model is no longer tied: so it answered in training.
+    model is no longer tied: so it answered in training. ``grown_to``: rows of embeddings that grew in training.
     """
     deltas = dict(adapter.deltas) if adapter else {}
     rows = dict(adapter.rows) if adapter else {}
@@ -167,12 +169,12 @@ def plan(
         if name not in sources or not _same(copy, sources[name]):
             raise ExportError(
                 f"the adapter carries its own copy of {name}, which is not the base's",
-                hint="adapters with added tokens cannot be merged yet; or adapter and base do not belong together",
+                hint="adapters with LoRA on embeddings that grew cannot be merged; or adapter and base do not belong together",
             )
     tensors = []
     for name, tensor in sources.items():
         if name in replaced:
-            tensors.append(_replacement(tensor, replaced[name], name))
+            tensors.append(_replacement(tensor, replaced[name], name, grown_to))
         elif name in rows:
             tensors.append(with_rows(tensor, rows[name], name))
         elif name in deltas:
@@ -182,15 +184,16 @@ def plan(
     return tensors, still_tied
 
 
-def _replacement(old: StoredTensor, new: StoredTensor, name: str) -> PlannedTensor:
-    if old.shape != new.shape:
+def _replacement(old: StoredTensor, new: StoredTensor, name: str, grown_to: int | None) -> PlannedTensor:
+    grew = new.shape[0] == grown_to and new.shape[1:] == old.shape[1:]
+    if old.shape != new.shape and not grew:
         raise ExportError(
             f"{name} is {list(old.shape)} in the base, the adapter holds {list(new.shape)}",
-            hint="adapters with added tokens cannot be merged yet; or adapter and base do not belong together",
+            hint="adapter and base do not belong together",
         )
     if new.dtype == old.dtype or old.dtype not in lora.FLOATS:
         return PlannedTensor(name, new.dtype, new.shape, new.chunks)
-    return PlannedTensor(name, old.dtype, old.shape, lambda: lora.converted(new, old.dtype))
+    return PlannedTensor(name, old.dtype, new.shape, lambda: lora.converted(new, old.dtype))
 
 
 def _same(first: StoredTensor, second: StoredTensor) -> bool:
@@ -210,41 +213,6 @@ def _base_folder(source: Path, base: Path | None, named: str | None, *, alone: b
     if (found / lora.CONFIG).exists() or trained.is_part(found):
         raise ExportError(f"the base {found} is itself an adapter", hint="merge that one first")
     return found
-
-
-def _hub_name(named: str | None, raw: dict[str, Any]) -> str | None:
-    """``org/name`` if that is what base is called; a path of this machine is nobody's business."""
-    name = named or raw.get("_name_or_path") or ""
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
-
-
-def _facts(
-    adapter: lora.Adapter | None,
-    learned: trained.Trained | None,
-    changes: Changes,
-    count: int,
-    settings: dict[str, Any],
-) -> list[str]:
-    """What was done to the base, for the model card."""
-    facts = []
-    if adapter:
-        facts.append(f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full")
-    elif learned and learned.form is None:
-        facts.append("full fine-tuning: all weights trained")
-    elif learned and learned.form and learned.form.growth:
-        new = len(learned.form.growth.new)
-        facts.append(
-            f"block expansion: {new} new layers trained between the base's {len(learned.form.growth.origins) - new}"
-        )
-    elif learned:
-        facts.append(f"{len(learned.tensors)} weights trained in full, the others as in the base")
-    if changes.tokens:
-        facts.append("new tokens: " + ", ".join(f"`{token.text}`" for token in changes.tokens))
-    rope = changes.config.get("rope_parameters")
-    if rope:
-        rope = rope.get(STRETCHED_LAYERS, rope)
-        facts.append(f"positions stretched: {rope['rope_type']}, factor {rope['factor']:g}")
-    return [*facts, f"{count} tensors, stored as {settings.get('dtype')}", "made with Tunesmith"]
 
 
 def _write_json(path: Path, value: Any) -> None:

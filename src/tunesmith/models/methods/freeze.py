@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 
+USUAL_LR = 5e-5
+"""The peak learning rate that weights learned in full usually take with AdamW; LoRA's is ten times that."""
+
+
 class Config(BaseConfig):
     """Some layers are learned, or new ones between them."""
 

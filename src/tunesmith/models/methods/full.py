@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
+USUAL_LR = 2e-5
+"""The peak learning rate that weights learned in full usually take with AdamW; LoRA's is ten times that."""
+
+
 class Config(BaseConfig):
     """Every weight of the model is learned."""
 
