@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ import transformers
 from safetensors.torch import load_file
 
 from learned_runs import assert_same, changes_of, logits, losses, resumed, train
-from model_fixtures import FAMILIES, SMALL, make_model
+from model_fixtures import FAMILIES, SMALL, TOKENIZER, make_model
 from tunesmith.config.errors import ConfigError, ExportError, UserError
 from tunesmith.config.load import validate
 from tunesmith.config.progress import SILENT
 from tunesmith.export.targets import hf
+from tunesmith.export.tensor_files import read_model
+from tunesmith.models.changes import Changes, changed_keys, write_changes
 from tunesmith.models.expansion import expand, grown
 from tunesmith.models.methods import freeze
-from tunesmith.models.open import open_model
+from tunesmith.models.open import open_config, open_model
+from tunesmith.models.trained import load_trained
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.export import export
 from tunesmith.verbs.targets import open_weights, target_of
@@ -61,8 +65,6 @@ def learned(model: Any) -> set[str]:
     ],
 )
 def test_what_is_learned(settings: dict[str, Any], wanted: str) -> None:
-    import re
-
     model = freeze.apply(small("LlamaConfig"), validate(freeze.Config, settings), base_name="x")
     assert learned(model) == {n for n, _ in model.named_parameters() if re.search(wanted, n)} != set()
 
@@ -232,6 +234,32 @@ def test_weights_of_another_model_are_refused(
     (damaged / "trained_weights.json").write_text("{")
     with pytest.raises(UserError, match=r"trained_weights\.json cannot be read"):
         open_weights(target_of(f"{base}+{damaged}", SILENT))
+
+
+def test_new_layers_with_joined_experts(smol: Path, tmp_path: Path) -> None:
+    """Mixtral's experts are one tensor per layer in the model and many in its files: new layers are written as the old ones are."""
+    base, folder = tmp_path / "base", tmp_path / "trained"
+    small("MixtralConfig", num_local_experts=4, num_experts_per_tok=2).bfloat16().save_pretrained(base)
+    for file in TOKENIZER:
+        shutil.copyfile(smol / file, base / file)
+    folder.mkdir()
+    model = freeze.apply(
+        open_model(base, dtype=torch.float32, device=CPU), freeze.Config(expand=2), base_name=str(base)
+    )
+    state = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in state.values():
+            parameter.copy_((parameter + torch.randn_like(parameter) * 0.3).bfloat16())
+    freeze.save(model, folder, state)
+    write_changes(folder, Changes(changed_keys(open_config(base), model.config)))
+    out = hf.export(folder, tmp_path / "out", hf.Config(), base=base).out
+    again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert again.config.num_hidden_layers == 6 and torch.equal(logits(again), logits(model))
+    assert {re.sub(r"\d+", "N", name) for name in read_model(out)} == {
+        re.sub(r"\d+", "N", name) for name in read_model(base)
+    }
+    beside = load_trained(open_model(base, dtype=torch.float32, device=CPU), folder)
+    assert torch.equal(logits(beside), logits(model))
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("llama", "qwen3")])

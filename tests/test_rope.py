@@ -164,7 +164,7 @@ def test_rows_longer_than_the_model_reads() -> None:
     assert "model.rope" not in str(too_long(transformers.GPT2Config(n_positions=128), 256))
 
 
-def test_a_stretched_run_stays_stretched(tiny: Path, tmp_path: Path) -> None:
+def test_a_stretched_run_stays_stretched(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRA with dynamic scaling and rows beyond the original length: resumed bit for bit, opened and exported as trained."""
     settings = [
         "method.rank=4",
@@ -186,6 +186,9 @@ def test_a_stretched_run_stays_stretched(tiny: Path, tmp_path: Path) -> None:
     for length in (90, 150):
         ids = torch.arange(length)[None]
         torch.testing.assert_close(logits(ours, ids), logits(trained, ids), rtol=1e-4, atol=1e-4)
+    monkeypatch.setenv("TUNESMITH_RUNS", str(run.path.parent))
+    before = open_weights(target_of(f"run:{run.id}@base", SILENT))
+    assert before.config.rope_parameters["rope_type"] == "default", "the base of a run is the model as it was"
 
 
 def small_context(tiny: Path, tmp_path: Path) -> Path:
