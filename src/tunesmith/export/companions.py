@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ExportError
 from tunesmith.export.model_config import without_code
+from tunesmith.export.new_tokens import write_tokens
 from tunesmith.export.tensor_files import read_json
+from tunesmith.models.changes import NewToken
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -58,10 +61,13 @@ def write_template(source: Path, out: Path, template: str | None) -> None:
         (out / "chat_template.jinja").write_bytes(template.encode("utf-8"))
 
 
-def save_tokenizer(source: Path, out: Path, template: str) -> None:
-    """The tokenizer of ``source`` with ``template`` into ``out``: ``AutoTokenizer.from_pretrained(out)`` renders as we do."""
+def save_tokenizer(source: Path, out: Path, template: str, tokens: Sequence[NewToken] = ()) -> None:
+    """The tokenizer of ``source`` with ``template`` and new ``tokens`` into ``out``: ``AutoTokenizer.from_pretrained(out)``
+    renders as we do. Raises ExportError."""
     copy_tokenizer(source, out)
     write_template(source, out, template)
+    if tokens:
+        write_tokens(out, tokens)
 
 
 def copy_licences(sources: list[Path], out: Path) -> list[str]:

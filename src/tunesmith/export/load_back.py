@@ -22,16 +22,16 @@ PROBES = (
 """Texts over which tokenizers are compared: digits, runs of spaces, Chinese, emoji, code, contractions."""
 
 
-def check_loads(folder: Path, base: Path, template: str | None) -> dict[str, Any]:
-    """Load ``folder`` on the meta device (headers are read, weights are not) and compare its tokenizer with ``base``'s.
+def check_loads(folder: Path, wanted: Any, words: Path, template: str | None) -> dict[str, Any]:
+    """Load ``folder`` on the meta device (headers are read, weights are not), and compare it with what it was made from.
 
-    Returns the figures for the report. Raises ExportError with the first difference.
+    ``wanted``: transformers' config that it must read as; ``words``: the folder whose tokenizer it must have. Returns the figures for the report. Raises ExportError with the first difference.
     """
-    config, original = load_config(folder), load_config(base)
-    for key in ("rope_parameters", "vocab_size"):
-        here, there = (getattr(c.get_text_config(), key, None) for c in (config, original))
+    config = load_config(folder)
+    for key in ("rope_parameters", "vocab_size", "num_hidden_layers", "max_position_embeddings"):
+        here, there = (getattr(c.get_text_config(), key, None) for c in (config, wanted))
         if here != there:
-            raise ExportError(f"the exported config reads {key} = {here}, the base's {there}")
+            raise ExportError(f"the exported config reads {key} = {here}, not {there} as the model it was made from")
     with quiet():
         try:
             _, found = model_class(config).from_pretrained(
@@ -47,10 +47,10 @@ def check_loads(folder: Path, base: Path, template: str | None) -> dict[str, Any
     wrong = {kind: sorted(map(str, names))[:3] for kind, names in found.items() if names and kind != "unexpected_keys"}
     if wrong:
         raise ExportError(f"transformers does not find every weight in the exported model: {wrong}")
-    new, old = load_tokenizer(folder), load_tokenizer(base)
+    new, old = load_tokenizer(folder), load_tokenizer(words)
     for probe in PROBES:
         if new(probe).input_ids != old(probe).input_ids:
-            raise ExportError(f"the exported tokenizer reads {probe!r} differently from the base's")
+            raise ExportError(f"the exported tokenizer reads {probe!r} differently from the one it was made from")
     if template is not None and new.chat_template != template:
         raise ExportError("the exported tokenizer does not carry the chat template it was given")
     return {"loads": True, "unexpected": len(found.get("unexpected_keys", ()))}

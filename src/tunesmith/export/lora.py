@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ExportError
+from tunesmith.export.rows import Rows
 from tunesmith.export.tensor_files import BUFFER, ITEM_BYTES, PlannedTensor, StoredTensor, read_header, read_json
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+TRAINED_ROWS = ".token_adapter.trainable_tokens_delta"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Keys of adapter_config.json that are understood here or change nothing once training is over. Any other key that is
 # set (DoRA, activated LoRA, block-diagonal LoRA, …, and whatever peft adds next) changes the arithmetic and is refused.
@@ -29,7 +31,7 @@ UNDERSTOOD = {
     "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "peft_type",
     "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type",
-    "use_rslora",
+    "trainable_token_indices", "use_rslora",
 }  # fmt: skip
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starting values of A and B for which the base's own weights are changed as well."""
@@ -62,6 +64,8 @@ class Adapter:
     """Copies of the base's own weights, which peft saves beside a LoRA on embeddings or the output layer."""
     ties: bool
     """Whether embeddings trained in full stay tied to the output layer."""
+    rows: dict[str, Rows] = field(default_factory=dict)
+    """Weight name in the base -> rows of it that were trained (new tokens)."""
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -78,22 +82,39 @@ def read_adapter(folder: Path) -> Adapter:
     pairs: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, StoredTensor] = {}
     carried: dict[str, StoredTensor] = {}
+    rows: dict[str, Rows] = {}
     for name, tensor in read_header(folder / WEIGHTS).items():
         plain = name.removeprefix("base_model.model.")
         match = re.fullmatch(r"(.+)\.lora_([AB])(?:\.default)?\.weight", plain)
         if match:
             pairs.setdefault(match[1], {})[match[2]] = tensor
+        elif plain.endswith(TRAINED_ROWS):
+            rows[plain.replace(TRAINED_ROWS, ".weight")] = _rows(
+                folder, config, plain.removesuffix(TRAINED_ROWS), tensor
+            )
         elif plain.endswith(".base_layer.weight"):
             carried[plain.replace(".base_layer", "")] = tensor
         elif "lora_" in plain or not name.startswith("base_model.model."):
             raise ExportError(f"{folder / WEIGHTS} holds {name}, which cannot be merged yet", hint=_PLAIN)
         else:
             replaced[plain.replace(".modules_to_save.default", "")] = tensor
-    if not pairs and not replaced:
+    if not pairs and not replaced and not rows:
         raise ExportError(f"{folder / WEIGHTS} holds no adapter weights")
     deltas = {f"{module}.weight": _delta(folder, config, module, pair) for module, pair in pairs.items()}
     base = config.get("base_model_name_or_path") or None
-    return Adapter(folder, base, deltas, replaced, carried, bool(config.get("ensure_weight_tying")))
+    return Adapter(folder, base, deltas, replaced, carried, bool(config.get("ensure_weight_tying")), rows)
+
+
+def _rows(folder: Path, config: dict[str, Any], module: str, tensor: StoredTensor) -> Rows:
+    """peft keeps which rows were trained in its config: for all such layers alike, or by the layer's name."""
+    which = config.get("trainable_token_indices")
+    if isinstance(which, dict):
+        which = next((ids for name, ids in which.items() if f".{module}".endswith(f".{name}")), None)
+    if not isinstance(which, list) or len(which) != tensor.shape[0]:
+        raise ExportError(
+            f"{folder / CONFIG} does not say which rows of {module} were trained", hint="the adapter is not complete"
+        )
+    return Rows(tuple(int(i) for i in which), tensor)
 
 
 _PLAIN = "only plain LoRA (with rsLoRA, rank and alpha patterns, modules_to_save) can be merged; train with these"
@@ -169,7 +190,7 @@ def merged(weight: StoredTensor, delta: Delta, name: str) -> PlannedTensor:
 def _merge_blocks(weight: StoredTensor, delta: Delta) -> Iterator[bytes]:
     import torch
 
-    a, b = _load(delta.a).float(), _load(delta.b).float()
+    a, b = loaded(delta.a).float(), loaded(delta.b).float()
     rows, columns = weight.shape
     row_bytes = columns * ITEM_BYTES[weight.dtype]
     block = max(1, BUFFER // (columns * 4))
@@ -183,7 +204,8 @@ def _merge_blocks(weight: StoredTensor, delta: Delta) -> Iterator[bytes]:
         yield whole.to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _load(tensor: StoredTensor) -> torch.Tensor:
+def loaded(tensor: StoredTensor) -> torch.Tensor:
+    """The whole tensor in its own type."""
     import torch
 
     dtype = getattr(torch, FLOATS[tensor.dtype])

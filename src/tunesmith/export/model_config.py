@@ -40,6 +40,17 @@ def without_code(value: Any) -> Any:
     return [without_code(inner) for inner in value] if isinstance(value, list) else value
 
 
+def changed_config(raw: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """``raw`` (config.json) with ``keys`` of its text part set. Keys that the file spells otherwise (GPT-2's ``n_layer``) are
+    set under its own name."""
+    out = copy.deepcopy(raw)
+    part = out["text_config"] if isinstance(out.get("text_config"), dict) else out
+    own = {"num_hidden_layers": ("n_layer", "n_layers", "num_layers"), "max_position_embeddings": ("n_positions",)}
+    for key, value in keys.items():
+        part[next((name for name in own.get(key, ()) if name in part and key not in part), key)] = value
+    return out
+
+
 def completed(raw: dict[str, Any], config: Any, dtype: str | None = None) -> dict[str, Any]:
     """``raw`` (config.json) with both spellings of rope settings and type, and no pointer to code.
 

@@ -109,14 +109,18 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def read_model(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a model folder, from its index or its single file. Raises ExportError (missing shard, pickle only, …)."""
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map", {})
+def read_model(folder: Path, stem: str = "model") -> dict[str, StoredTensor]:
+    """All tensors of a model folder, from its index or its single file. Raises ExportError (missing shard, pickle only, …).
+
+    ``stem``: what the names of the files begin with.
+    """
+    place = folder / f"{stem}.safetensors.index.json"
+    if place.exists():
+        weight_map = read_json(place).get("weight_map", {})
         found: dict[str, StoredTensor] = {}
         for name in sorted(set(weight_map.values())):
             if Path(name).name != name:
-                raise ExportError(f"{folder / INDEX} points outside its folder: {name}")
+                raise ExportError(f"{place} points outside its folder: {name}")
             if not (folder / name).is_file():
                 raise ExportError(f"{folder / name} is missing, though the index names it", hint=DAMAGED)
             found |= read_header(folder / name)
@@ -126,7 +130,8 @@ def read_model(folder: Path) -> dict[str, StoredTensor]:
                 f"{folder}: {len(absent)} tensors of the index are in no file, first {absent[0]}", hint=DAMAGED
             )
         return found
-    files = [folder / SINGLE] if (folder / SINGLE).exists() else sorted(folder.glob("*.safetensors"))
+    single = folder / f"{stem}.safetensors"
+    files = [single] if single.exists() else sorted(folder.glob("*.safetensors"))
     if not files:
         pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
         if pickles:

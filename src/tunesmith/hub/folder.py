@@ -90,6 +90,13 @@ def _refuse_other_folders(path: Path, names: list[str], safetensors: list[str]) 
         base = read_json(path / "adapter_config.json", 10_000_000).get("base_model_name_or_path")
         which = base if isinstance(base, str) and base else "BASE"
         raise UserError(f"{path} is an adapter, not a whole model.", f"Write its base in front: {which}+{path}")
+    if "trained_weights.json" in names and not whole:
+        base = read_json(path / "trained_weights.json", 10_000_000).get("base")
+        which = base if isinstance(base, str) and base else "BASE"
+        raise UserError(
+            f"{path} holds only the weights that were learned, not a whole model.",
+            f"Write its base in front: {which}+{path}",
+        )
     if not names:
         raise UserError(f"{path} holds no files.", "A model folder has config.json, *.safetensors and a tokenizer.")
     if not safetensors and any(pickled(name) for name in names):

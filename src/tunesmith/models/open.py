@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import UserError
+from tunesmith.models.changes import apply_keys
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,20 @@ def open_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def open_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The config of the model in ``folder``. Raises UserError when it cannot be read."""
+    quiet()
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{folder}: the model's config.json cannot be read: {type(error).__name__}: {_first_line(error)}",
+            hint="the folder needs config.json and complete .safetensors weights",
+        ) from error
+
+
 def open_model(
     folder: Path,
     *,
@@ -36,11 +52,12 @@ def open_model(
     device: torch.device,
     attention: str = "sdpa",
     trust_remote_code: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> Any:
     """The causal language model in ``folder``, on ``device``, weights in ``dtype``.
 
     ``attention``: a transformers attention implementation, or ``varlen`` for packed training batches
-    (``kernels.attention``). Raises UserError when the folder holds no readable safetensors weights.
+    (``kernels.attention``). ``changes``: keys of its config to be read otherwise (RoPE scaling). Raises UserError when the folder holds no readable safetensors weights.
     """
     quiet()
     from transformers import AutoModelForCausalLM
@@ -49,9 +66,12 @@ def open_model(
         from tunesmith.kernels.attention import register
 
         attention = register()
+    if changes:
+        config = apply_keys(open_config(folder, trust_remote_code=trust_remote_code), dict(changes))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
+            **({"config": config} if changes else {}),
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,

@@ -51,6 +51,8 @@ class TrainConfig(Config):
     """Compute several conversations in one row without padding; they do not see each other. Same loss, faster."""
     micro_tokens: int | None = setting(None, zh="一次前向计算最多多少 token（默认按设备及其显存选择）。", ge=16)
     """Most tokens of one forward pass; by default chosen for the device (512 on CPU; on a GPU 2048 to 16384 by its memory)."""
+    neftune_alpha: float | None = setting(None, zh="NEFTune：训练时给词向量加的噪声强度 alpha（常用 5 到 15）。", gt=0)
+    """NEFTune: noise of this strength alpha on the embeddings in training (5 to 15 is usual); by default none."""
     gradient_checkpointing: bool | NonNegativeInt | Literal["auto"] = setting(
         "auto",
         zh="重算激活以省内存（更慢，结果不变）：auto 只重算放得下所必需的层数，true 全部层，false 不重算，也可写层数。",

@@ -20,6 +20,7 @@ from tunesmith.verbs.run_config import METHODS, OPTIMIZERS, STAGES, TrainRun
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.models.changes import NewToken
     from tunesmith.models.local import LocalModel
     from tunesmith.render.conversation import Renderer
     from tunesmith.render.selection import Selection
@@ -96,9 +97,8 @@ def _setup(
     device: torch.device, progress: Progress,
 ) -> Setup:  # fmt: skip
     """The model opened, the method on it, masters and optimizer."""
-    from tunesmith.export.companions import save_tokenizer
     from tunesmith.models.devices import dtype_for
-    from tunesmith.models.open import open_model
+    from tunesmith.models.noise import add_noise
     from tunesmith.train.masters import Masters
     from tunesmith.train.memory import default_micro_tokens
     from tunesmith.train.optimizers.base import parameter_groups
@@ -107,16 +107,21 @@ def _setup(
 
     dtype = dtype_for(config.precision, device)
     progress.start(f"opening {config.model.ref}")
-    model = open_model(
-        local.folder, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa",
-        trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
+    model, tokens = _open(config, local, dtype, device, progress)
     method = load_plugin(METHODS, config.method.kind)
-    model = method.apply(model, config.method, base_name=local.name)
+    model = method.apply(model, config.method, base_name=local.name, new_rows=tuple(token.id for token in tokens))
+    if config.train.neftune_alpha is not None:
+        add_noise(model, config.train.neftune_alpha)
     masters = Masters(model, dtype, pure=config.precision == "pure_bf16")
     learned = sum(p.numel() for p in masters.parameters())
     whole = sum(p.numel() for p in model.parameters())
     progress.finish(f"{learned / 1e6:.2f} of {whole / 1e6:.1f} million weights are learned ({config.method.kind})")
+    usual = getattr(method, "USUAL_LR", None)
+    if usual is not None and config.train.lr > 4 * usual:
+        progress.say(
+            f"warning: train.lr={config.train.lr:g} is high for method={config.method.kind}: weights learned in full usually take "
+            f"about {usual:g} with AdamW"
+        )
     micro_tokens = config.train.micro_tokens or max(
         config.data.max_length if device.type == "cuda" else 0, default_micro_tokens(device)
     )
@@ -127,7 +132,7 @@ def _setup(
 
     def save_model(folder: Path, state: Any) -> None:
         method.save(model, folder, state)
-        save_tokenizer(local.folder, folder, renderer.chat_template)
+        _save_form(folder, model, config, local, renderer, tokens)
 
     return Setup(
         model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
@@ -145,6 +150,36 @@ def _eval_sets(config: TrainRun, held_out: Selection) -> dict[str, list[int]]:
     twice = [choice.set for choice in sets]
     names = [name if twice.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(twice)]
     return {name: np.flatnonzero(held_out.places[:, 0] == i).tolist() for i, name in enumerate(names)}
+
+
+def _open(
+    config: TrainRun, local: LocalModel, dtype: torch.dtype, device: torch.device, progress: Progress
+) -> tuple[Any, tuple[NewToken, ...]]:
+    """The model as training begins: its positions stretched, rows for new tokens; and these tokens."""
+    from tunesmith.models.open import open_config
+    from tunesmith.models.rope import too_long
+    from tunesmith.verbs.weights import open_begun
+
+    if config.model.rope is None:
+        text = open_config(local.folder, trust_remote_code=config.model.trust_remote_code).get_text_config()
+        if (warning := too_long(text, config.data.max_length)) is not None:
+            progress.say(f"warning: {warning}")
+    return open_begun(
+        local.folder, config.model, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa"
+    )
+
+
+def _save_form(
+    folder: Path, model: Any, config: TrainRun, local: LocalModel, renderer: Renderer, tokens: tuple[NewToken, ...]
+) -> None:
+    """Beside the learned weights: the tokenizer with the run's template, and how the model's form differs from its base's."""
+    from tunesmith.export.companions import save_tokenizer
+    from tunesmith.models.changes import Changes, changed_keys, write_changes
+    from tunesmith.models.open import open_config
+
+    save_tokenizer(local.folder, folder, renderer.chat_template, tokens)
+    base = open_config(local.folder, trust_remote_code=config.model.trust_remote_code)
+    write_changes(folder, Changes(changed_keys(base, model.config), tokens))
 
 
 def _optimizer_builder(config: TrainRun) -> Callable[[Groups], torch.optim.Optimizer]:

@@ -50,21 +50,22 @@ def slug(target: Target) -> str:
 
 
 def merged_folder(target: Target, progress: Progress, out: Path | None = None) -> tuple[Path, Report | None]:
-    """The full 16-bit model of a target: its base as it is, or the adapter merged into it (kept with the run, made once)."""
-    if target.adapter is None and out is None:
+    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once)."""
+    if target.learned is None and out is None:
         return target.base.folder, None
     if out is None:
-        assert target.adapter is not None
+        assert target.learned is not None
         parent = target.run.artifacts if target.run is not None else Path.cwd()
-        out = parent / f"merged-{target.adapter.name}"
+        out = parent / f"merged-{target.learned.name}"
         if out.is_dir():
             return out, None
     from tunesmith.render.stop import stop_token_ids
 
     hf = load_plugin(TARGETS, "hf")
     stops = stop_token_ids(renderer_of(target))
+    base = target.base.folder if target.learned is not None else None
     report = hf.export(
-        target.adapter or target.base.folder, out, hf.Config(), progress, base=target.base.folder, stop_token_ids=stops
+        target.learned or target.base.folder, out, hf.Config(), progress, base=base, stop_token_ids=stops
     )
     return out, report
 
@@ -82,7 +83,7 @@ def export(
         place = out or parent / f"{slug(target)}-hf"
         _, report = merged_folder(target, progress, place)
         assert report is not None
-        if target.adapter is not None:
+        if target.learned is not None:
             check_merge(target, place, progress)
         return place, [f"{k}: {v}" for k, v in report.checks.items()]
     made = gguf(target, progress, type_=type_ or "f16", out=out)
@@ -105,7 +106,7 @@ def gguf(target: Target, progress: Progress, *, type_: str, out: Path | None = N
         ) from None
     if out is None:
         parent = target.run.artifacts if target.run is not None else Path.cwd()
-        step = f"-{target.adapter.name}" if target.adapter is not None else ""
+        step = f"-{target.learned.name}" if target.learned is not None else ""
         out = parent / f"gguf-{type_}{step}" / f"{slug(target)}-{type_.upper()}.gguf"
     elif out.is_file():
         raise ExportError(f"{out} exists already", hint="choose another --out, or remove it first; nothing was changed")
@@ -167,7 +168,7 @@ def replace_folder(target: Target, folder: Path) -> Any:
 
 
 def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress, *, rows: int = 8) -> list[Parity]:
-    """Hop by hop on rows it was not trained on: the model as trained (base and adapter) -> merged -> each GGUF in llama.cpp.
+    """Hop by hop on rows it was not trained on: the model as trained (base and what was learned) -> merged -> each GGUF in llama.cpp.
 
     transformers computes in fp32. Raises ExportError when a hop changes the model; a GGUF that was not proved, for
     whatever reason, is renamed, so that nothing takes it for a proved one.
@@ -211,7 +212,7 @@ def check_parity(target: Target, made: Sequence[GgufExport], progress: Progress,
 def check_merge(
     target: Target, folder: Path, progress: Progress, *, rows: int = 8
 ) -> tuple[Remembered, list[tuple[int, ...]]]:
-    """The merged folder against the model as trained: its base with the adapter beside it, both computed in fp32.
+    """The merged folder against the model as trained: its base with the learned weights beside it, both computed in fp32.
 
     Returns what the merged model tells about the probe sequences, and these. Raises ExportError.
     """
@@ -220,7 +221,7 @@ def check_merge(
     from tunesmith.verbs.targets import open_weights
 
     sequences = probe_tokens(target, folder, rows)
-    merged = replace(target, adapter=None, base=replace(target.base, folder=folder))
+    merged = Target(target.name, replace(target.base, folder=folder))
 
     def remembered(which: Target, name: str) -> Remembered:
         engine = TransformersEngine(open_weights(which, precision="fp32"), replace_folder(target, folder), name)
@@ -230,14 +231,14 @@ def check_merge(
         engine.close()
         return found
 
-    if target.adapter is None:
+    if target.learned is None:
         return remembered(merged, "model"), sequences
-    progress.start("comparing the merged model with base and adapter as they were trained")
+    progress.start("comparing the merged model with the model as it was trained")
     trained, whole = remembered(target, "trained"), remembered(merged, "merged")
     figures = parity(trained, whole, sequences)
     if not figures.mean_kl <= MERGE_BOUND:
         raise ExportError(
-            f"{folder}: the merged model does not answer as base and adapter do: {in_words(figures)}",
+            f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
             hint=f"rounding alone stays below a mean KL of {MERGE_BOUND}; do not use this folder, remove it and export again",
         )
     progress.finish(in_words(figures))
@@ -251,7 +252,8 @@ def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...
     """
     from tunesmith.data.example import Chat, Message
 
-    kept = target.run.path / "rows.json" if target.run is not None else None
+    run = target.run if target.learned is not None or not _new_tokens(target) else None  # its rows may hold new tokens
+    kept = run.path / "rows.json" if run is not None else None
     if kept is not None and kept.is_file():
         probes = json.loads(kept.read_text(encoding="utf-8"))["probes"][:rows]
         return [tuple(ids) for ids in probes]
@@ -261,6 +263,10 @@ def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...
     ]
     renderer = replace_folder(target, merged)
     return [renderer.render(Chat((Message("user", q), Message("assistant", a)))).ids for q, a in pairs]
+
+
+def _new_tokens(target: Target) -> bool:
+    return target.config is not None and bool(target.config.model.add_tokens or target.config.model.add_special_tokens)
 
 
 def in_words(figures: Parity) -> str:

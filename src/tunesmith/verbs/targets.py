@@ -1,4 +1,4 @@
-"""What a person means by RUN_OR_MODEL: a base, perhaps an adapter on it, and the run it came from."""
+"""What a person means by RUN_OR_MODEL: a base, perhaps something learned on it, and the run it came from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tunesmith.models.config import ModelConfig
 from tunesmith.models.local import LocalModel, localize
 from tunesmith.runs.folder import RunFolder, find_run, list_runs
 from tunesmith.verbs.run_config import TrainRun, config_of_run
+from tunesmith.verbs.weights import is_adapter, is_part, open_begun, open_learned
 
 if TYPE_CHECKING:
     from tunesmith.chat.base import Engine
@@ -28,7 +29,8 @@ class Target:
 
     name: str
     base: LocalModel
-    adapter: Path | None = None
+    learned: Path | None = None
+    """The folder with what was learned on the base (``verbs.weights``): an adapter, some weights, or a complete model."""
     run: RunFolder | None = None
     config: TrainRun | None = None
 
@@ -69,7 +71,7 @@ def _last_trained() -> RunFolder:
 
 
 def target_of(text: str, progress: Progress) -> Target:
-    """Base, adapter and run of ``text``, downloaded if need be. Raises UserError for servers, which are no files."""
+    """Base, learned weights and run of ``text``, downloaded if need be. Raises UserError for servers, which are no files."""
     reference = reference_of(text)
     if reference.kind in ("ollama", "url"):
         raise UserError(f"{text} is a server's model; here a run or a model's files are needed")
@@ -78,7 +80,14 @@ def target_of(text: str, progress: Progress) -> Target:
             base, adapter = localize(str(reference.base), progress), reference.adapter
             if adapter.kind == "run":
                 of_run = target_of(str(adapter), progress)
-                return Target(text, base, of_run.adapter, of_run.run, of_run.config)
+                if of_run.learned is not None and not is_adapter(of_run.learned) and not is_part(of_run.learned):
+                    raise UserError(
+                        f"{adapter} learned all weights of its model, so it is not put on another base",
+                        hint=f"use {adapter}",
+                    )
+                return Target(text, base, of_run.learned, of_run.run, of_run.config)
+            if adapter.kind == "path" and is_part(adapter.path):
+                return Target(text, base, adapter.path)
             from tunesmith.hub.resolve import resolve_adapter
 
             return Target(text, base, resolve_adapter(adapter, progress).path)
@@ -104,12 +113,12 @@ def open_renderer(
     model: ModelConfig, data: DataConfig, progress: Progress, *, run: RunFolder | None = None
 ) -> tuple[LocalModel, Renderer]:
     """The local model of a config and the renderer training uses for it; a ``run`` renders with the template it keeps."""
-    from tunesmith.models.open import open_tokenizer
+    from tunesmith.models.vocabulary import tokenizer_with_tokens
     from tunesmith.render.conversation import Renderer
     from tunesmith.verbs.templates import kept_text, template_of
 
     local = localize(model.ref, progress)
-    tokenizer = open_tokenizer(local.folder, trust_remote_code=model.trust_remote_code)
+    tokenizer, _ = tokenizer_with_tokens(local.folder, model)
     date = datetime.date.fromisoformat(data.date) if data.date else None
     template = template_of(tokenizer, model, kept_text(run))
     if template.reason:
@@ -123,15 +132,13 @@ def renderer_of(target: Target, *, exported: Path | None = None, progress: Progr
     ``exported``: a folder made from the target, whose own tokenizer and template are then taken.
     """
     from tunesmith.export.companions import find_template
-    from tunesmith.models.open import open_tokenizer
     from tunesmith.render.conversation import Renderer
     from tunesmith.render.template import settle
     from tunesmith.verbs.templates import kept_text, template_of
 
     config = target.config
-    remote = config.model.trust_remote_code if config else False
-    tokenizer = open_tokenizer(exported or target.base.folder, trust_remote_code=remote)
-    saved = find_template(target.adapter) if target.adapter is not None and exported is None else None
+    tokenizer = _tokenizer_of(target, exported)
+    saved = find_template(target.learned) if target.learned is not None and exported is None else None
     if saved is not None or exported is not None or config is None:
         template = settle(tokenizer, frozen=saved)
     else:
@@ -142,12 +149,32 @@ def renderer_of(target: Target, *, exported: Path | None = None, progress: Progr
     return Renderer(tokenizer, max_length=limit, date=target.date, template=template.text)
 
 
+def _tokenizer_of(target: Target, exported: Path | None) -> Any:
+    """The tokenizer of a folder made from the target; else the one saved with learned new tokens; else the base's own."""
+    from tunesmith.models.changes import read_changes
+    from tunesmith.models.open import open_tokenizer
+    from tunesmith.models.vocabulary import tokenizer_with_tokens
+
+    remote = target.config.model.trust_remote_code if target.config else False
+    if exported is not None:
+        return open_tokenizer(exported, trust_remote_code=remote)
+    if target.learned is not None:
+        has_own = bool(read_changes(target.learned).tokens)
+        return open_tokenizer(target.learned if has_own else target.base.folder, trust_remote_code=remote)
+    if target.config is not None:
+        return tokenizer_with_tokens(target.base.folder, target.config.model)[0]
+    return open_tokenizer(target.base.folder)
+
+
 def open_weights(target: Target, *, precision: str = "auto") -> Any:
-    """The model of a target on the best device, its adapter on it."""
+    """The model of a target on the best device, with what was learned.
+
+    The base of a run that added tokens has their rows as they were at the beginning, so that both can be asked the same.
+    Its positions are not stretched: it is the model as it was.
+    """
     import torch
 
     from tunesmith.models.devices import best_device, set_threads
-    from tunesmith.models.open import open_model
     from tunesmith.models.precision import resolve_precision
 
     set_threads()
@@ -157,17 +184,10 @@ def open_weights(target: Target, *, precision: str = "auto") -> Any:
     precision, _ = resolve_precision(precision, device)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     remote = target.config.model.trust_remote_code if target.config else False
-    model = open_model(target.base.folder, dtype=dtype, device=device, trust_remote_code=remote)
-    if target.adapter is None:
-        return model
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(target.adapter), autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{target.adapter}: the adapter does not fit {target.base.folder}: {str(error).splitlines()[0]}"
-        ) from error
+    if target.learned is not None:
+        return open_learned(target.base.folder, target.learned, dtype=dtype, device=device, trust_remote_code=remote)
+    begun = target.config.model if target.config is not None else ModelConfig(ref=str(target.base.folder))
+    return open_begun(target.base.folder, begun.model_copy(update={"rope": None}), dtype=dtype, device=device)[0]
 
 
 def open_engine(text: str, progress: Progress, *, name: str | None = None) -> Engine:

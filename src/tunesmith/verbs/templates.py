@@ -46,11 +46,11 @@ def pin_template(run: RunFolder, config: TrainRun, progress: Progress) -> TrainR
     """
     if (run.path / FILE).is_file():
         return config
-    from tunesmith.models.open import open_tokenizer
+    from tunesmith.models.vocabulary import tokenizer_with_tokens
 
     model = config.model
     local = localize(model.ref, progress)
-    found = settle(open_tokenizer(local.folder, trust_remote_code=model.trust_remote_code), model.template)
+    found = settle(tokenizer_with_tokens(local.folder, model)[0], model.template)
     keep_text(run, found.text)
     if found.name != model.template:
         if found.reason:

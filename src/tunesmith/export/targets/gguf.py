@@ -20,6 +20,8 @@ from tunesmith.export.load_back import load_tokenizer
 from tunesmith.export.model_config import load_config, stop_tokens
 from tunesmith.export.staging import stage
 from tunesmith.export.tensor_files import read_model
+from tunesmith.export.trained import is_part
+from tunesmith.models.rope import is_dynamic
 
 BYTES_PER_WEIGHT = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 
@@ -42,11 +44,17 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
     eos, chat template and every stop token of generation_config.json are what llama.cpp will use. Code in ``source`` is never run.
     Raises ExportError; then ``out`` does not exist, and when the converter failed its report is kept as ``out`` + ``.log``.
     """
-    if (source / "adapter_config.json").exists():
+    if (source / "adapter_config.json").exists() or is_part(source):
         raise ExportError(
-            f"{source} is an adapter", hint="merge it first: export it --to hf, then that folder --to gguf"
+            f"{source} holds an adapter, not a whole model",
+            hint="merge it first: export it --to hf, then that folder --to gguf",
         )
     stored, settings, tokenizer = read_model(source), load_config(source), load_tokenizer(source)
+    if is_dynamic(settings.get_text_config()):
+        progress.say(
+            "warning: llama.cpp knows no dynamic RoPE scaling; this GGUF reads only the model's original "
+            f"{settings.get_text_config().max_position_embeddings} tokens (yarn or linear scaling is carried over)"
+        )
     expected = int(sum(math.prod(t.shape) for t in stored.values()) * BYTES_PER_WEIGHT[config.type])
     check_target(out, expected + 2**25)
     stops = stop_tokens(source)

@@ -1,4 +1,4 @@
-"""``--to hf``: a complete model folder in safetensors, with an adapter merged into its base.
+"""``--to hf``: a complete model folder in safetensors, with what was learned (an adapter, or weights) in its base.
 
 The base is read and written tensor by tensor, so memory does not grow with the model.
 """
@@ -6,7 +6,6 @@ The base is read and written tensor by tensor, so memory does not grow with the 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,21 @@ from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
-from tunesmith.export import companions, lora
+from tunesmith.export import companions, lora, trained
 from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
+from tunesmith.export.facts import facts, hub_name
 from tunesmith.export.load_back import check_loads
-from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens, tied_names
+from tunesmith.export.model_config import (
+    changed_config,
+    completed,
+    generation_config,
+    load_config,
+    stop_tokens,
+    tied_names,
+)
+from tunesmith.export.rows import with_rows
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
+from tunesmith.models.changes import Changes, apply_keys, read_changes
 
 
 class Config(BaseConfig):
@@ -44,20 +53,27 @@ def export(
 ) -> Report:
     """Write ``source`` to the new folder ``out`` as a full model.
 
-    ``source`` is a peft adapter (merged into ``base``, or into the folder its config names) or a full model (copied and
-    completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
+    ``source`` is a peft adapter (merged into ``base``, or into the folder its config names), weights learned in full (put into ``base``,
+    in its number types), or a full model (without ``base``: copied and completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
     (default: the adapter folder's own, else the base's). Raises ExportError; then ``out`` does not exist.
     """
     adapter = lora.read_adapter(source) if (source / lora.CONFIG).exists() else None
-    folder = _base_folder(source, adapter, base)
+    learned = trained.read_trained(source) if not adapter and (base or trained.is_part(source)) else None
+    named = adapter.base if adapter else learned.form.base if learned and learned.form else None
+    folder = _base_folder(source, base, named, alone=not adapter and not learned)
+    changes = read_changes(source) if adapter or learned else Changes()
     stored = read_model(folder)
-    raw, read = read_json(folder / "config.json"), load_config(folder)
+    raw = changed_config(read_json(folder / "config.json"), changes.config)
+    read = apply_keys(load_config(folder), changes.config)
     if raw.get("quantization_config"):
         raise ExportError(
             f"{folder} is stored quantized ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             hint="give the base in its original precision (16 or 32 bit)",
         )
-    tensors, still_tied = plan(stored, adapter, tied_names(read))
+    if learned:
+        tensors, still_tied = trained.plan(stored, learned, tied_names(read), read), True
+    else:
+        tensors, still_tied = plan(stored, adapter, tied_names(read), changes.config.get("vocab_size"))
     total = sum(tensor.nbytes for tensor in tensors)
     check_target(out, total + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
     dtype: Counter[str] = Counter()
@@ -70,39 +86,54 @@ def export(
                 part["tie_word_embeddings"] = False
     stops = stop_tokens(folder, stop_token_ids)
     template = (
-        chat_template or (companions.find_template(source) if adapter else None) or companions.find_template(folder)
+        chat_template
+        or (companions.find_template(source) if source != folder else None)
+        or companions.find_template(folder)
     )
 
     with whole_or_nothing(out) as work:
         work.mkdir()
-        progress.start("merge" if adapter else "copy", total, "B")
+        progress.start("copy" if source == folder else "merge", total, "B")
         sums = write_shards(work, tensors, int(config.max_shard_size * 1e9), progress)
         progress.finish()
         _write_json(work / "config.json", settings)
         _write_json(work / "generation_config.json", generation_config(folder, stops))
-        companions.copy_tokenizer(folder, work)
-        companions.write_template(folder, work, template)
-        companions.copy_licences([folder, *([source] if adapter else [])], work)
-        card = companions.model_card(folder, _hub_name(adapter, raw), _facts(adapter, len(tensors), settings))
+        words = source if changes.tokens else folder
+        companions.copy_tokenizer(words, work)
+        companions.write_template(words, work, template)
+        companions.copy_licences([folder, *([source] if source != folder else [])], work)
+        done = facts(adapter, learned, changes, len(tensors), settings.get("dtype"))
+        card = companions.model_card(folder, hub_name(named, raw), done)
         (work / "README.md").write_text(card, encoding="utf-8")
-        checks = check_loads(work, folder, template)
+        checks = check_loads(work, read, words, template)
         companions.write_checksums(work, sums)
     return Report(
         out,
         size_of(out),
-        {"tensors": len(tensors), "merged": len(adapter.deltas) if adapter else 0, "stop_token_ids": stops, **checks},
+        {
+            "tensors": len(tensors),
+            "merged": len(adapter.deltas) if adapter else 0,
+            **({"replaced": len(learned.tensors)} if learned else {}),
+            **({"new_tokens": len(changes.tokens)} if changes.tokens else {}),
+            "stop_token_ids": stops,
+            **checks,
+        },
     )
 
 
 def plan(
-    stored: dict[str, StoredTensor], adapter: lora.Adapter | None, tied: dict[str, str]
+    stored: dict[str, StoredTensor],
+    adapter: lora.Adapter | None,
+    tied: dict[str, str],
+    grown_to: int | None = None,
 ) -> tuple[list[PlannedTensor], bool]:
     """What to write, in the base's order, and whether tied tensors are still tied. Raises ExportError for a wrong pair.
 
     A tied output layer is stored once, under the embedding's name. When the adapter changes only one of the two, both are written and the
-    model is no longer tied: so it answered in training.
+    model is no longer tied: so it answered in training. ``grown_to``: rows of embeddings that grew in training.
     """
     deltas = dict(adapter.deltas) if adapter else {}
+    rows = dict(adapter.rows) if adapter else {}
     replaced = dict(adapter.replaced) if adapter else {}
     sources = dict(stored)
     still_tied = bool(tied)
@@ -125,8 +156,10 @@ def plan(
         if shared not in sources:
             raise ExportError(f"the base has neither {output} nor {shared}")
         sources.setdefault(output, sources[shared])
+        if shared in rows:
+            rows.setdefault(output, rows[shared])
         still_tied = False
-    unknown = [name for name in [*deltas, *replaced] if name not in sources]
+    unknown = [name for name in [*deltas, *replaced, *rows] if name not in sources]
     if unknown and adapter is not None:
         raise ExportError(
             f"the adapter changes {len(unknown)} weights that the base does not have, first {unknown[0]}",
@@ -136,12 +169,14 @@ def plan(
         if name not in sources or not _same(copy, sources[name]):
             raise ExportError(
                 f"the adapter carries its own copy of {name}, which is not the base's",
-                hint="adapters with added tokens cannot be merged yet; or adapter and base do not belong together",
+                hint="adapters with LoRA on embeddings that grew cannot be merged; or adapter and base do not belong together",
             )
     tensors = []
     for name, tensor in sources.items():
         if name in replaced:
-            tensors.append(_replacement(tensor, replaced[name], name))
+            tensors.append(_replacement(tensor, replaced[name], name, grown_to))
+        elif name in rows:
+            tensors.append(with_rows(tensor, rows[name], name))
         elif name in deltas:
             tensors.append(lora.merged(tensor, deltas[name], name))
         else:
@@ -149,15 +184,16 @@ def plan(
     return tensors, still_tied
 
 
-def _replacement(old: StoredTensor, new: StoredTensor, name: str) -> PlannedTensor:
-    if old.shape != new.shape:
+def _replacement(old: StoredTensor, new: StoredTensor, name: str, grown_to: int | None) -> PlannedTensor:
+    grew = new.shape[0] == grown_to and new.shape[1:] == old.shape[1:]
+    if old.shape != new.shape and not grew:
         raise ExportError(
             f"{name} is {list(old.shape)} in the base, the adapter holds {list(new.shape)}",
-            hint="adapters with added tokens cannot be merged yet; or adapter and base do not belong together",
+            hint="adapter and base do not belong together",
         )
     if new.dtype == old.dtype or old.dtype not in lora.FLOATS:
         return PlannedTensor(name, new.dtype, new.shape, new.chunks)
-    return PlannedTensor(name, old.dtype, old.shape, lambda: lora.converted(new, old.dtype))
+    return PlannedTensor(name, old.dtype, new.shape, lambda: lora.converted(new, old.dtype))
 
 
 def _same(first: StoredTensor, second: StoredTensor) -> bool:
@@ -165,34 +201,18 @@ def _same(first: StoredTensor, second: StoredTensor) -> bool:
     return same_form and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
-def _base_folder(source: Path, adapter: lora.Adapter | None, base: Path | None) -> Path:
+def _base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:
+    """The folder of the base: ``base``, else the one that the learned weights name. ``alone``: ``source`` is a full model itself."""
     if not source.is_dir():
         raise ExportError(f"{source} is not a folder", hint="give an adapter folder or a model folder")
-    if adapter is None:
-        if base is not None:
-            raise ExportError(f"{source} is no adapter ({lora.CONFIG} is missing), so it takes no base")
+    if alone:
         return source
-    found = base or (Path(adapter.base) if adapter.base else None)
+    found = base or (Path(named) if named else None)
     if found is None or not found.is_dir():
         raise ExportError(f"the adapter's base {found} is not a folder here", hint="give the base model's folder")
-    if (found / lora.CONFIG).exists():
+    if (found / lora.CONFIG).exists() or trained.is_part(found):
         raise ExportError(f"the base {found} is itself an adapter", hint="merge that one first")
     return found
-
-
-def _hub_name(adapter: lora.Adapter | None, raw: dict[str, Any]) -> str | None:
-    """``org/name`` if that is what base is called; a path of this machine is nobody's business."""
-    name = (adapter.base if adapter else None) or raw.get("_name_or_path") or ""
-    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
-
-
-def _facts(adapter: lora.Adapter | None, count: int, settings: dict[str, Any]) -> list[str]:
-    facts = [f"{count} tensors, stored as {settings.get('dtype')}", "made with Tunesmith"]
-    if adapter:
-        facts.insert(
-            0, f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full"
-        )
-    return facts
 
 
 def _write_json(path: Path, value: Any) -> None:

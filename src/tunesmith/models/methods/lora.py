@@ -42,12 +42,14 @@ class Config(BaseConfig):
         return (self.alpha or 2 * self.rank) / self.rank
 
 
-def apply(model: Any, config: Config, *, base_name: str) -> Any:
+def apply(model: Any, config: Config, *, base_name: str, new_rows: tuple[int, ...] = ()) -> Any:
     """``model`` with fresh adapters, its own weights frozen. ``base_name`` is what the saved adapter calls its base.
 
-    Adapters are created in fp32. Raises ConfigError when no layer has one of the target names.
+    ``new_rows``: token ids that the base did not have; their rows of embeddings and output layer are learned too. Adapters are created in fp32. Raises ConfigError when no layer has one of the target names.
     """
     from peft import LoraConfig, get_peft_model
+
+    from tunesmith.models.vocabulary import row_layers
 
     everything = config.targets == ("all",)
     peft_config = LoraConfig(
@@ -55,6 +57,7 @@ def apply(model: Any, config: Config, *, base_name: str) -> Any:
         lora_alpha=config.scale * config.rank,
         lora_dropout=config.dropout,
         target_modules="all-linear" if everything else list(config.targets),
+        trainable_token_indices={name: list(new_rows) for name in row_layers(model)} if new_rows else None,
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -1,0 +1,44 @@
+"""What was done to a base, as the sentences of a model card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tunesmith.export.lora import Adapter
+from tunesmith.export.trained import Trained
+from tunesmith.models.changes import Changes
+from tunesmith.models.rope import STRETCHED_LAYERS
+
+
+def hub_name(named: str | None, raw: dict[str, Any]) -> str | None:
+    """``org/name`` if that is what the base is called; a path of this machine is nobody's business.
+
+    ``named``: what the learned weights call their base; ``raw``: the base's config.json.
+    """
+    name = named or raw.get("_name_or_path") or ""
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def facts(adapter: Adapter | None, trained: Trained | None, changes: Changes, count: int, dtype: Any) -> list[str]:
+    """The method, what changed in form, and what is in the folder: ``count`` tensors, most of them stored as ``dtype``."""
+    found = []
+    growth = trained.form.growth if trained is not None and trained.form is not None else None
+    if adapter is not None:
+        found.append(f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full")
+    elif trained is not None and trained.form is None:
+        found.append("full fine-tuning: all weights trained")
+    elif growth is not None:
+        new = len(growth.new)
+        layers = "new layer" if new == 1 else "new layers"
+        found.append(f"block expansion: {new} {layers} trained between the base's {len(growth.origins) - new}")
+    elif trained is not None:
+        found.append(f"{len(trained.tensors)} weights trained in full, the others as in the base")
+    if changes.tokens:
+        found.append("new tokens: " + ", ".join(f"`{token.text}`" for token in changes.tokens))
+    rope = changes.config.get("rope_parameters")
+    if rope:
+        rope = rope.get(STRETCHED_LAYERS, rope)
+        found.append(f"positions stretched: {rope['rope_type']}, factor {rope['factor']:g}")
+    return [*found, f"{count} tensors, stored as {dtype}", "made with Tunesmith"]
