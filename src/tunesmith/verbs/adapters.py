@@ -26,7 +26,7 @@ def pin_adapters(method: Any, progress: Progress) -> Any:
     if method.start_from is None:
         return method
     folder = adapter_folder(method.start_from, "method.start_from", progress)
-    method = load_plugin(METHODS, method.kind).adopted(method, folder)  # type: ignore[attr-defined]
+    method = load_plugin(METHODS, method.kind).adopted(method, folder)
     return method.model_copy(update={"start_from": str(folder)})
 
 
