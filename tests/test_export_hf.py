@@ -348,6 +348,31 @@ def test_transposed_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(whole, weight + 2 * (b @ a).T)
 
 
+def test_lengths_of_transposed_weights(tmp_path: Path) -> None:
+    """DoRA on a weight stored [in, out]: an output is a column, whose length takes all rows."""
+    weight, a, b, lengths = torch.randn(3000, 1024), torch.randn(2, 3000), torch.randn(1024, 2), torch.rand(1024)
+    save_file({"w": weight, "a": a, "b": b, "m": lengths}, tmp_path / "x.safetensors")
+    stored = read_header(tmp_path / "x.safetensors")
+    plan = merged(stored["w"], [lora.Delta(stored["a"], stored["b"], 2.0, True, stored["m"])], "w")
+    pieces = list(plan.chunks())
+    assert len(pieces) == 2, "several blocks"
+    whole = torch.frombuffer(bytearray().join(pieces), dtype=torch.float32).reshape(3000, 1024)
+    summed = weight + 2 * (b @ a).T
+    torch.testing.assert_close(whole, lengths * summed / summed.norm(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def test_dora_in_bfloat16(smol: Path, tmp_path: Path) -> None:
+    """The folder of a 16-bit base: within one rounding of peft's merge in float32; the card says what was merged."""
+    base = make_model(smol, tmp_path / "base", "llama", "bfloat16", vocab_size=320)
+    adapter = make_adapter(base, tmp_path / "adapter", use_dora=True, modules_to_save=["norm"])
+    report = hf.export(adapter, tmp_path / "out", hf.Config(), base=base)
+    ours, theirs = load(report.out).state_dict(), peft_merge(base, adapter).state_dict()
+    for name, whole in theirs.items():
+        torch.testing.assert_close(ours[name], whole.bfloat16().float(), rtol=2**-7, atol=1e-6)
+    assert report.checks["merged"] == 4
+    assert "LORA adapter merged into 4 weights, 5 weights" in (report.out / "README.md").read_text()
+
+
 def test_base_is_found_by_its_name_or_asked_for(tied: Path, adapter: Path, tmp_path: Path) -> None:
     assert (
         hf.export(adapter, tmp_path / "out", hf.Config()).checks["merged"] == 4

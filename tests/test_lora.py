@@ -15,6 +15,7 @@ from adapter_tools import config_of, largest_difference, logits, make_base, merg
 from tunesmith.config.errors import ConfigError, UserError
 from tunesmith.models.adapters import chain
 from tunesmith.models.methods import lora
+from tunesmith.train.masters import Masters
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {"dropout": 0.1},
@@ -71,6 +72,16 @@ def test_a_changed_base_in_bf16(base: Path, tmp_path: Path, init: str) -> None:
     loaded = PeftModel.from_pretrained(open_base(base, torch.bfloat16), str(tmp_path / "step-4"))
     learned = (logits(trained) - logits(open_base(base))).abs().mean()
     assert (logits(loaded) - logits(trained)).abs().mean() < 0.2 * learned
+    fresh, plain = lora.apply(open_base(base, torch.bfloat16), config, base_name="x"), open_base(base, torch.bfloat16)
+    Masters(fresh, torch.bfloat16)
+    for mine, weight in zip(_layers(fresh), [layer.weight.float() for layer in _layers(plain)], strict=True):
+        rest, a, b = (
+            v.float() for v in (mine.base_layer.weight, mine.lora_A["default"].weight, mine.lora_B["default"].weight)
+        )
+        off = rest + mine.scaling["default"] * b @ a - weight
+        assert (off.abs() <= rest.abs() * 2**-8 + 1e-6).all(), (
+            "only the rest is rounded, not A and B after it was taken"
+        )
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
@@ -108,6 +119,21 @@ def test_tied_embeddings_stay_tied(tied: Path, tmp_path: Path) -> None:
     ours = merged(tied, tmp_path / "step-2", tmp_path / "out")
     torch.testing.assert_close(logits(ours), logits(trained), rtol=1e-4, atol=1e-4)
     assert ours.lm_head.weight is ours.model.embed_tokens.weight
+    other = make_base(tmp_path / "gpt2", "GPT2Config", n_embd=32, n_head=4, n_layer=1)
+    with pytest.raises(ConfigError, match="keep the output layer tied"):
+        lora.apply(open_base(other), config_of("lora", {"modules_to_save": "head"}), base_name="x")
+
+
+def test_conv1d_layers(tmp_path: Path) -> None:
+    """GPT-2 stores its weights [in, out]: DoRA and PiSSA on them."""
+    base = make_base(tmp_path / "gpt2", "GPT2Config", n_embd=32, n_head=4, n_layer=2, tie_word_embeddings=False)
+    for number, form in enumerate(({"dora": True}, {"init": "pissa"})):
+        folder = tmp_path / f"step-{number}"
+        trained = train(base, config_of("lora", {"rank": 4, **form}), folder, 3)
+        loaded = PeftModel.from_pretrained(open_base(base), str(folder))
+        torch.testing.assert_close(logits(loaded), logits(trained), rtol=1e-4, atol=1e-4)
+        difference = largest_difference(merged(base, folder, tmp_path / f"out-{number}"), loaded.merge_and_unload())
+        assert difference <= 1e-6
 
 
 MOE: dict[str, dict[str, Any]] = {
@@ -127,6 +153,8 @@ def test_experts(tmp_path: Path, family: str) -> None:
     loaded = PeftModel.from_pretrained(open_base(base), str(tmp_path / "step-3"))
     torch.testing.assert_close(logits(loaded), logits(trained), rtol=1e-4, atol=2e-5)
     assert largest_difference(merged(base, tmp_path / "step-3", tmp_path / "out"), loaded.merge_and_unload()) <= 1e-6
+    norm = lora.apply(open_base(base), config_of("lora", {"modules_to_save": "norm", "rank": 2}), base_name="x")
+    assert len([n for n, p in norm.named_parameters() if p.requires_grad and "norm" in n]) == 1, "not every layer norm"
     without = lora.apply(open_base(base), config_of("lora", {"rank": 4}), base_name="x")
     assert not [n for n, p in without.named_parameters() if p.requires_grad and "experts" in n]
 
@@ -169,6 +197,34 @@ def test_start_from_goes_on_with_its_own_settings(base: Path, tmp_path: Path) ->
     for wrong, words in (({"rank": 8}, "rank: 8 is asked for.* has 3"), ({"targets": "all"}, "targets"), ({"dora": True}, "dora")):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             lora.adopted(config_of("lora", {"start_from": str(tmp_path / "a"), **wrong}), tmp_path / "a")
+
+
+def test_runs_build_on_runs(tiny: Path) -> None:
+    """References to runs are pinned with what those need; chat's model and the export hold the whole chain."""
+    from tunesmith.config.progress import SILENT
+    from tunesmith.verbs.export import check_merge, merged_folder
+    from tunesmith.verbs.run_config import config_of_run, load_config
+    from tunesmith.verbs.targets import target_of
+    from tunesmith.verbs.train import create, execute
+
+    common = [f"model={tiny}", "data=lantern_bay", "data.limit=4", "data.eval_share=0", "train.max_steps=1", "train.batch=4", "train.lr=0.1", "precision=fp32"]  # fmt: skip
+
+    def trained(name: str, *settings: str) -> Any:
+        return execute(create(load_config(None, [*common, f"output.name={name}", *settings])), SILENT)
+
+    first = trained("a", "method.targets=re:.*(q|v)_proj", "method.init=olora")
+    second = trained("b", f"method.merge_first=run:{first.id}", "method.kind=oft", "method.targets=q_proj")
+    third = trained("c", f"method.start_from=run:{second.id}@step-1", "method.kind=oft")
+    method = config_of_run(third).method
+    assert method.start_from == str(second.checkpoint()) and method.targets == ("q_proj",)
+    assert method.merge_first == (str(first.checkpoint()),)
+    target = target_of(f"run:{third.id}", SILENT)
+    folder, report = merged_folder(target, SILENT)
+    assert report is not None and report.checks["merged"] == 4
+    check_merge(target, folder, SILENT)
+    base_run = create(load_config(None, [*common, "output.name=d"]))
+    with pytest.raises(UserError, match=f"run:{base_run.id}@base is no adapter|no checkpoint"):
+        trained("e", f"method.merge_first=run:{base_run.id}@base")
 
 
 def test_an_adapter_of_another_base(base: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def adopted(config: C, folder: Path, kind: str, its: Mapping[str, Any]) -> C:
         "exclude": _as_tuple(found.get("exclude_modules")),
         "layers": None,
         "modules_to_save": _as_tuple(found.get("modules_to_save")),
-        "merge_first": tuple(str(path) for path in chain.merged_first(folder)),
+        "merge_first": tuple(str(path) for path in chain.merged_first(folder)) or config.merge_first,
     }
     for key in sorted(config.model_fields_set & values.keys()):
         given, own = getattr(config, key), values[key]

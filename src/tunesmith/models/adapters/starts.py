@@ -54,6 +54,7 @@ def start(model: Any, init: str, saved: Factors | None) -> Factors:
             rank, scale = module.r["default"], module.scaling["default"]
             if saved is None:
                 a, b = factors_of(weight, rank, scale, init, name.removeprefix("base_model.model."))
+                a, b = (one.to(base.weight.dtype).float() for one in (a, b))  # as they compute: the start is then exact
             else:
                 a, b = (saved[one].to(weight.device) for one in names)
             rest = weight - scale * (b @ a)

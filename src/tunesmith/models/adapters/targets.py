@@ -19,9 +19,9 @@ def target_modules(model: Any, config: AdapterConfig) -> list[str]:
     nothing."""
     able = adaptable(model)
     if config.targets == ("all",):
-        ends = (model.get_output_embeddings(), model.get_input_embeddings())
-        fused = read_as_experts(model)
-        chosen = [n for n, m in able.items() if m not in ends and n.rpartition(".")[2] not in fused]
+        head, fused = model.get_output_embeddings(), read_as_experts(model)
+        linear = {n: m for n, m in able.items() if m is not head and not hasattr(m, "num_embeddings")}
+        chosen = [n for n in linear if n.rpartition(".")[2] not in fused]
     else:
         chosen = _matching(config.targets, able, "method.targets", model)
     left_out = set(_matching(config.exclude, able, "method.exclude", model))
@@ -74,21 +74,25 @@ def saved_modules(model: Any, names: Sequence[str]) -> tuple[list[str] | None, b
         "head": next((n for n, m in modules.items() if m is model.get_output_embeddings()), None),
     }
     tied = is_tied(model)
-    found: list[str] = []
+    found: dict[str, None] = {}
     for name in names:
-        full = called.get(name) or next((n for n in modules if fits(n, name)), None)
-        if full is None:
+        end = called.get(name)
+        hits = [end] if end else [n for n in modules if fits(n, name)]
+        if not hits:
             known = sorted({n.rpartition(".")[2] for n in modules if not n.rpartition(".")[2].isdigit()})
             raise ConfigError(
                 f"method.modules_to_save: no module of this model is called {name!r}",
                 hint=suggestion(name, ["embeddings", "head", *known]),
             )
-        if tied and full in called.values():
-            full = called["embeddings"] or full  # learned once, under the name the shared weight is stored by
-        short = full.rpartition(".")[2] if full in called.values() else name
-        if short not in found:
-            found.append(short)
-    return found, tied and (called["embeddings"] or "").rpartition(".")[2] in found
+        for (
+            full
+        ) in hits:  # peft takes any module whose name ends so: "norm" would be every layer norm, a full name is one
+            if full in called.values():
+                stored = called["embeddings"] if tied else None  # one weight, under the name it is stored by
+                found[(stored or full).rpartition(".")[2]] = None
+            else:
+                found[full] = None
+    return list(found), tied and str(called["embeddings"]).rpartition(".")[2] in found
 
 
 def checked_pattern(model: Any, pattern: dict[str, Any], key: str) -> dict[str, Any]:
@@ -116,6 +120,13 @@ def adapt(model: Any, peft_config: Any, base_name: str) -> Any:
             f"method: {str(error).splitlines()[0]}", hint=f"the layers of this model: {', '.join(linear)}"
         ) from error
     adapted.peft_config["default"].base_model_name_or_path = base_name
+    if getattr(peft_config, "ensure_weight_tying", False):
+        ends = (adapted.get_base_model().get_input_embeddings(), adapted.get_base_model().get_output_embeddings())
+        if not all(hasattr(end, "modules_to_save") for end in ends):
+            raise ConfigError(
+                "method.modules_to_save: peft cannot learn the embeddings of this family and keep the output layer tied to them",
+                hint="leave them out of modules_to_save",
+            )
     return adapted
 
 
