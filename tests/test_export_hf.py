@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from model_fixtures import FAMILIES, TOKENIZER, edit_json, make_adapter, make_model, peft_merge
 from tunesmith.config.errors import ExportError
 from tunesmith.export import lora
+from tunesmith.export.changes import merged
 from tunesmith.export.targets import hf
 from tunesmith.export.tensor_files import BUFFER, StoredTensor, read_header, read_model
 
@@ -186,10 +187,8 @@ def test_template_it_was_trained_with_wins(tied: Path, adapter: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "edits", "words"),
     [
-        ({"use_dora": True}, {}, "use_dora"),
         ({"lora_bias": True}, {}, "lora_bias"),
         ({"bias": "all"}, {}, "bias"),
-        ({"target_modules": ["embed_tokens"]}, {}, "lora_embedding"),
         ({}, {"peft_type": "IA3"}, "IA3"),
         ({}, {"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({}, {"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
@@ -332,7 +331,7 @@ def test_memory_is_a_block_not_a_matrix(tmp_path: Path) -> None:
     weight, a, b = torch.randn(8192, 2048), torch.randn(4, 2048), torch.randn(8192, 4)
     save_file({"w": weight, "a": a, "b": b}, tmp_path / "x.safetensors")
     stored: dict[str, StoredTensor] = read_header(tmp_path / "x.safetensors")
-    plan = lora.merged(stored["w"], lora.Delta(stored["a"], stored["b"], 0.5, False), "w")
+    plan = merged(stored["w"], [lora.Delta(stored["a"], stored["b"], 0.5, False)], "w")
     pieces = list(plan.chunks())
     assert len(pieces) == 8 and max(map(len, pieces)) <= BUFFER
     whole = torch.frombuffer(bytearray().join(pieces), dtype=torch.float32).reshape(8192, 2048)
@@ -344,9 +343,34 @@ def test_transposed_weights(tmp_path: Path) -> None:
     weight, a, b = torch.randn(6, 10), torch.randn(2, 6), torch.randn(10, 2)
     save_file({"w": weight, "a": a, "b": b}, tmp_path / "x.safetensors")
     stored = read_header(tmp_path / "x.safetensors")
-    plan = lora.merged(stored["w"], lora.Delta(stored["a"], stored["b"], 2.0, True), "w")
+    plan = merged(stored["w"], [lora.Delta(stored["a"], stored["b"], 2.0, True)], "w")
     whole = torch.frombuffer(bytearray().join(plan.chunks()), dtype=torch.float32).reshape(6, 10)
     torch.testing.assert_close(whole, weight + 2 * (b @ a).T)
+
+
+def test_lengths_of_transposed_weights(tmp_path: Path) -> None:
+    """DoRA on a weight stored [in, out]: an output is a column, whose length takes all rows."""
+    weight, a, b, lengths = torch.randn(3000, 1024), torch.randn(2, 3000), torch.randn(1024, 2), torch.rand(1024)
+    save_file({"w": weight, "a": a, "b": b, "m": lengths}, tmp_path / "x.safetensors")
+    stored = read_header(tmp_path / "x.safetensors")
+    plan = merged(stored["w"], [lora.Delta(stored["a"], stored["b"], 2.0, True, stored["m"])], "w")
+    pieces = list(plan.chunks())
+    assert len(pieces) == 2, "several blocks"
+    whole = torch.frombuffer(bytearray().join(pieces), dtype=torch.float32).reshape(3000, 1024)
+    summed = weight + 2 * (b @ a).T
+    torch.testing.assert_close(whole, lengths * summed / summed.norm(dim=0), rtol=1e-4, atol=1e-6)
+
+
+def test_dora_in_bfloat16(smol: Path, tmp_path: Path) -> None:
+    """The folder of a 16-bit base: within one rounding of peft's merge in float32; the card says what was merged."""
+    base = make_model(smol, tmp_path / "base", "llama", "bfloat16", vocab_size=320)
+    adapter = make_adapter(base, tmp_path / "adapter", use_dora=True, modules_to_save=["norm"])
+    report = hf.export(adapter, tmp_path / "out", hf.Config(), base=base)
+    ours, theirs = load(report.out).state_dict(), peft_merge(base, adapter).state_dict()
+    for name, whole in theirs.items():
+        torch.testing.assert_close(ours[name], whole.bfloat16().float(), rtol=2**-7, atol=1e-6)
+    assert report.checks["merged"] == 4
+    assert "LORA adapter merged into 4 weights, 5 weights" in (report.out / "README.md").read_text()
 
 
 def test_base_is_found_by_its_name_or_asked_for(tied: Path, adapter: Path, tmp_path: Path) -> None:

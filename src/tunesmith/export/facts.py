@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tunesmith.export.lora import Adapter
+from tunesmith.export.adapters import Adapter
 from tunesmith.export.trained import Trained
 from tunesmith.models.changes import Changes
 from tunesmith.models.rope import STRETCHED_LAYERS
@@ -26,7 +26,10 @@ def facts(adapter: Adapter | None, trained: Trained | None, changes: Changes, co
     found = []
     growth = trained.form.growth if trained is not None and trained.form is not None else None
     if adapter is not None:
-        found.append(f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full")
+        kind = adapter.config.get("peft_type", "LoRA")
+        found.append(
+            f"{kind} adapter merged into {len(adapter.changes)} weights, {len(adapter.replaced)} weights trained in full"
+        )
     elif trained is not None and trained.form is None:
         found.append("full fine-tuning: all weights trained")
     elif growth is not None:

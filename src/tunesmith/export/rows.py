@@ -34,7 +34,7 @@ def with_rows(old: StoredTensor, rows: Rows, name: str) -> PlannedTensor:
 
 
 def _chunks(old: StoredTensor, rows: Rows, beyond: list[int]) -> Iterator[bytes]:
-    from tunesmith.export.lora import converted
+    from tunesmith.export.changes import converted
 
     width = old.shape[1] * ITEM_BYTES[old.dtype]
     new = b"".join(converted(rows.values, old.dtype))

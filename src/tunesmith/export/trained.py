@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ExportError
-from tunesmith.export import lora
+from tunesmith.export.changes import FLOATS, converted, loaded
 from tunesmith.export.model_config import model_class
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_model
 from tunesmith.models.trained import DESCRIPTION, STEM, Form, read_form
@@ -130,11 +130,11 @@ def _converted_group(group: list[StoredTensor], model: Any, at_hand: dict[str, t
     def rounded(name: str, dtype: str) -> Iterator[bytes]:
         if name not in at_hand:
             at_hand.clear()
-            at_hand.update(revert_weight_conversion(model, {t.name: lora.loaded(t) for t in group}))
-        wanted = getattr(torch, lora.FLOATS[dtype])
+            at_hand.update(revert_weight_conversion(model, {t.name: loaded(t) for t in group}))
+        wanted = getattr(torch, FLOATS[dtype])
         yield at_hand[name].to(wanted).contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
-    forms = {t.name: torch.empty(t.shape, dtype=getattr(torch, lora.FLOATS[t.dtype]), device="meta") for t in group}
+    forms = {t.name: torch.empty(t.shape, dtype=getattr(torch, FLOATS[t.dtype]), device="meta") for t in group}
     return {
         name: Learned(group[0].dtype, tuple(form.shape), lambda dtype, n=name: rounded(n, dtype))  # type: ignore[misc]
         for name, form in revert_weight_conversion(model, forms).items()
@@ -142,7 +142,7 @@ def _converted_group(group: list[StoredTensor], model: Any, at_hand: dict[str, t
 
 
 def _rounded(tensor: StoredTensor, dtype: str) -> Iterable[bytes]:
-    return tensor.chunks() if dtype == tensor.dtype else lora.converted(tensor, dtype)
+    return tensor.chunks() if dtype == tensor.dtype else converted(tensor, dtype)
 
 
 def _replacement(trained: Trained, name: str, old: StoredTensor, new: Learned, vocabulary: int) -> PlannedTensor:
@@ -151,7 +151,7 @@ def _replacement(trained: Trained, name: str, old: StoredTensor, new: Learned, v
         raise _wrong(
             trained, f"{name} is {list(old.shape)} in the base and {list(new.shape)} among the learned weights"
         )
-    dtype = old.dtype if old.dtype in lora.FLOATS and new.dtype in lora.FLOATS else new.dtype
+    dtype = old.dtype if old.dtype in FLOATS and new.dtype in FLOATS else new.dtype
     return PlannedTensor(name, dtype, new.shape, lambda: new.rounded(dtype))
 
 

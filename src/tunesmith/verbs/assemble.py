@@ -52,12 +52,12 @@ def assemble(
     stage = plugin.build(config.stage, renderer)
     rows = encode(config, stage, plugin.EXAMPLES, renderer, progress)
     pin_rows(run, rows)
+    folder = newest_whole(run, progress)
     random.seed(config.train.seed)
     torch.manual_seed(config.train.seed)
     with opening(config.model.ref, device):
-        setup = _setup(run, config, local, renderer, stage, rows, device, progress)
+        setup = _setup(run, config, local, renderer, stage, rows, device, folder, progress)
     resume = None
-    folder = newest_whole(run, progress)
     if folder is not None:
         resume = (folder, load_plugin(METHODS, config.method.kind).load_state(folder, setup.model))
         progress.say(f"resuming from {folder.name}")
@@ -94,9 +94,9 @@ def _renderer(run: RunFolder, config: TrainRun, progress: Progress) -> tuple[Loc
 
 def _setup(
     run: RunFolder, config: TrainRun, local: LocalModel, renderer: Renderer, stage: Any, rows: Rows,
-    device: torch.device, progress: Progress,
+    device: torch.device, newest: Path | None, progress: Progress,
 ) -> Setup:  # fmt: skip
-    """The model opened, the method on it, masters and optimizer."""
+    """The model opened, the method on it, masters and optimizer. ``newest``: the checkpoint to go on from."""
     from tunesmith.models.devices import dtype_for
     from tunesmith.models.noise import add_noise
     from tunesmith.train.masters import Masters
@@ -109,7 +109,9 @@ def _setup(
     progress.start(f"opening {config.model.ref}")
     model, tokens = _open(config, local, dtype, device, progress)
     method = load_plugin(METHODS, config.method.kind)
-    model = method.apply(model, config.method, base_name=local.name, new_rows=tuple(token.id for token in tokens))
+    model = method.apply(
+        model, config.method, base_name=local.name, checkpoint=newest, new_rows=tuple(token.id for token in tokens)
+    )
     if config.train.neftune_alpha is not None:
         add_noise(model, config.train.neftune_alpha)
     masters = Masters(model, dtype, pure=config.precision == "pure_bf16")
@@ -125,7 +127,10 @@ def _setup(
     micro_tokens = config.train.micro_tokens or max(
         config.data.max_length if device.type == "cuda" else 0, default_micro_tokens(device)
     )
-    groups = parameter_groups(masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    scales = method.lr_scales(model, config.method) if hasattr(method, "lr_scales") else {}
+    groups = parameter_groups(
+        masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay, lr_scales=scales
+    )
     build = _optimizer_builder(config)
     memory = _plan_memory(run, config, model, stage, rows, masters, groups, build, micro_tokens, progress)
     optimizer = build(groups)

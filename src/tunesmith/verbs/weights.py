@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.config.errors import UserError
 from tunesmith.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -81,9 +80,6 @@ def open_learned(
     fit(model, int(changes.config.get("vocab_size", 0)))
     if is_part(learned):
         return load_trained(model, learned)
-    from peft import PeftModel
+    from tunesmith.models.adapters.chain import open_with_needed
 
-    try:
-        return PeftModel.from_pretrained(model, str(learned), autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{learned}: the adapter does not fit {base}: {str(error).splitlines()[0]}") from error
+    return open_with_needed(model, learned, fp32=False)

@@ -15,8 +15,10 @@ from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
-from tunesmith.export import companions, lora, trained
+from tunesmith.export import companions, trained
+from tunesmith.export.adapters import CONFIG, Adapter, combined, read_adapters
 from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
+from tunesmith.export.changes import FLOATS, converted, merged
 from tunesmith.export.facts import facts, hub_name
 from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import (
@@ -57,12 +59,13 @@ def export(
     in its number types), or a full model (without ``base``: copied and completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
     (default: the adapter folder's own, else the base's). Raises ExportError; then ``out`` does not exist.
     """
-    adapter = lora.read_adapter(source) if (source / lora.CONFIG).exists() else None
-    learned = trained.read_trained(source) if not adapter and (base or trained.is_part(source)) else None
-    named = adapter.base if adapter else learned.form.base if learned and learned.form else None
-    folder = _base_folder(source, base, named, alone=not adapter and not learned)
-    changes = read_changes(source) if adapter or learned else Changes()
+    adapters = read_adapters(source) if (source / CONFIG).exists() else []
+    learned = trained.read_trained(source) if not adapters and (base or trained.is_part(source)) else None
+    named = adapters[0].base if adapters else learned.form.base if learned and learned.form else None
+    folder = _base_folder(source, base, named, alone=not adapters and not learned)
+    changes = read_changes(source) if adapters or learned else Changes()
     stored = read_model(folder)
+    adapter = combined(adapters, folder, stored) if adapters else None
     raw = changed_config(read_json(folder / "config.json"), changes.config)
     read = apply_keys(load_config(folder), changes.config)
     if raw.get("quantization_config"):
@@ -79,7 +82,7 @@ def export(
     dtype: Counter[str] = Counter()
     for tensor in tensors:
         dtype[tensor.dtype] += tensor.nbytes
-    settings = completed(raw, read, lora.FLOATS.get(dtype.most_common(1)[0][0]))
+    settings = completed(raw, read, FLOATS.get(dtype.most_common(1)[0][0]))
     if not still_tied and tied_names(read):
         for part in [settings, settings.get("text_config")]:
             if isinstance(part, dict):
@@ -112,7 +115,7 @@ def export(
         size_of(out),
         {
             "tensors": len(tensors),
-            "merged": len(adapter.deltas) if adapter else 0,
+            "merged": len(adapter.changes) if adapter else 0,
             **({"replaced": len(learned.tensors)} if learned else {}),
             **({"new_tokens": len(changes.tokens)} if changes.tokens else {}),
             "stop_token_ids": stops,
@@ -123,7 +126,7 @@ def export(
 
 def plan(
     stored: dict[str, StoredTensor],
-    adapter: lora.Adapter | None,
+    adapter: Adapter | None,
     tied: dict[str, str],
     grown_to: int | None = None,
 ) -> tuple[list[PlannedTensor], bool]:
@@ -132,7 +135,7 @@ def plan(
     A tied output layer is stored once, under the embedding's name. When the adapter changes only one of the two, both are written and the
     model is no longer tied: so it answered in training. ``grown_to``: rows of embeddings that grew in training.
     """
-    deltas = dict(adapter.deltas) if adapter else {}
+    changes = dict(adapter.changes) if adapter else {}
     rows = dict(adapter.rows) if adapter else {}
     replaced = dict(adapter.replaced) if adapter else {}
     sources = dict(stored)
@@ -140,7 +143,7 @@ def plan(
     for output, shared in tied.items():
         if output in sources and shared in sources and _same(sources[output], sources[shared]):
             del sources[output]
-        changed = [name for name in (output, shared) if name in deltas or name in replaced]
+        changed = [name for name in (output, shared) if name in changes or name in replaced]
         if not changed and output not in sources:
             continue
         both = output in replaced and shared in replaced and _same(replaced[output], replaced[shared])
@@ -149,7 +152,7 @@ def plan(
             and output not in replaced
             and adapter is not None
             and adapter.ties
-            and output not in deltas
+            and output not in changes
         ):
             replaced.pop(output, None)
             continue
@@ -159,7 +162,7 @@ def plan(
         if shared in rows:
             rows.setdefault(output, rows[shared])
         still_tied = False
-    unknown = [name for name in [*deltas, *replaced, *rows] if name not in sources]
+    unknown = [name for name in [*changes, *replaced, *rows] if name not in sources]
     if unknown and adapter is not None:
         raise ExportError(
             f"the adapter changes {len(unknown)} weights that the base does not have, first {unknown[0]}",
@@ -174,11 +177,13 @@ def plan(
     tensors = []
     for name, tensor in sources.items():
         if name in replaced:
-            tensors.append(_replacement(tensor, replaced[name], name, grown_to))
+            whole = _replacement(tensor, replaced[name], name, grown_to)
+            over = changes.get(name, ())
+            tensors.append(merged(replaced[name], over, name, whole.dtype) if over else whole)
         elif name in rows:
             tensors.append(with_rows(tensor, rows[name], name))
-        elif name in deltas:
-            tensors.append(lora.merged(tensor, deltas[name], name))
+        elif name in changes:
+            tensors.append(merged(tensor, changes[name], name))
         else:
             tensors.append(PlannedTensor(name, tensor.dtype, tensor.shape, tensor.chunks))
     return tensors, still_tied
@@ -191,9 +196,9 @@ def _replacement(old: StoredTensor, new: StoredTensor, name: str, grown_to: int 
             f"{name} is {list(old.shape)} in the base, the adapter holds {list(new.shape)}",
             hint="adapter and base do not belong together",
         )
-    if new.dtype == old.dtype or old.dtype not in lora.FLOATS:
+    if new.dtype == old.dtype or old.dtype not in FLOATS:
         return PlannedTensor(name, new.dtype, new.shape, new.chunks)
-    return PlannedTensor(name, old.dtype, new.shape, lambda: lora.converted(new, old.dtype))
+    return PlannedTensor(name, old.dtype, new.shape, lambda: converted(new, old.dtype))
 
 
 def _same(first: StoredTensor, second: StoredTensor) -> bool:
@@ -210,7 +215,7 @@ def _base_folder(source: Path, base: Path | None, named: str | None, *, alone: b
     found = base or (Path(named) if named else None)
     if found is None or not found.is_dir():
         raise ExportError(f"the adapter's base {found} is not a folder here", hint="give the base model's folder")
-    if (found / lora.CONFIG).exists() or trained.is_part(found):
+    if (found / CONFIG).exists() or trained.is_part(found):
         raise ExportError(f"the base {found} is itself an adapter", hint="merge that one first")
     return found
 

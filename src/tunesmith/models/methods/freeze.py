@@ -52,7 +52,9 @@ class Config(BaseConfig):
         return self
 
 
-def apply(model: Any, config: Config, *, base_name: str, new_rows: tuple[int, ...] = ()) -> Any:
+def apply(
+    model: Any, config: Config, *, base_name: str, checkpoint: Path | None = None, new_rows: tuple[int, ...] = ()
+) -> Any:
     """``model`` with the chosen layers learned and all else frozen, expanded if asked. Raises ConfigError.
 
     ``new_rows``: token ids that the base did not have; the embeddings they lie in are learned then.

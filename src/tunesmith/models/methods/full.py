@@ -41,7 +41,9 @@ class Config(BaseConfig):
         return (value,) if isinstance(value, str) else value
 
 
-def apply(model: Any, config: Config, *, base_name: str, new_rows: tuple[int, ...] = ()) -> Any:
+def apply(
+    model: Any, config: Config, *, base_name: str, checkpoint: Path | None = None, new_rows: tuple[int, ...] = ()
+) -> Any:
     """``model`` with every weight learned but those of ``config.freeze``. Raises ConfigError.
 
     ``new_rows``: token ids that the base did not have; their embeddings must be learned.
