@@ -46,7 +46,7 @@ def open_model(
     from transformers import AutoModelForCausalLM
 
     if attention == "varlen":
-        from tunesmith.kernels.attention import register
+        from tunesmith.kernels.interface import register
 
         attention = register()
     try:
