@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from model_fixtures import FAMILIES, TOKENIZER, edit_json, make_adapter, make_model, peft_merge
 from tunesmith.config.errors import ExportError
 from tunesmith.export import lora
+from tunesmith.export.changes import merged
 from tunesmith.export.targets import hf
 from tunesmith.export.tensor_files import BUFFER, StoredTensor, read_header, read_model
 
@@ -186,10 +187,8 @@ def test_template_it_was_trained_with_wins(tied: Path, adapter: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "edits", "words"),
     [
-        ({"use_dora": True}, {}, "use_dora"),
         ({"lora_bias": True}, {}, "lora_bias"),
         ({"bias": "all"}, {}, "bias"),
-        ({"target_modules": ["embed_tokens"]}, {}, "lora_embedding"),
         ({}, {"peft_type": "IA3"}, "IA3"),
         ({}, {"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({}, {"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
@@ -332,7 +331,7 @@ def test_memory_is_a_block_not_a_matrix(tmp_path: Path) -> None:
     weight, a, b = torch.randn(8192, 2048), torch.randn(4, 2048), torch.randn(8192, 4)
     save_file({"w": weight, "a": a, "b": b}, tmp_path / "x.safetensors")
     stored: dict[str, StoredTensor] = read_header(tmp_path / "x.safetensors")
-    plan = lora.merged(stored["w"], lora.Delta(stored["a"], stored["b"], 0.5, False), "w")
+    plan = merged(stored["w"], [lora.Delta(stored["a"], stored["b"], 0.5, False)], "w")
     pieces = list(plan.chunks())
     assert len(pieces) == 8 and max(map(len, pieces)) <= BUFFER
     whole = torch.frombuffer(bytearray().join(pieces), dtype=torch.float32).reshape(8192, 2048)
@@ -344,7 +343,7 @@ def test_transposed_weights(tmp_path: Path) -> None:
     weight, a, b = torch.randn(6, 10), torch.randn(2, 6), torch.randn(10, 2)
     save_file({"w": weight, "a": a, "b": b}, tmp_path / "x.safetensors")
     stored = read_header(tmp_path / "x.safetensors")
-    plan = lora.merged(stored["w"], lora.Delta(stored["a"], stored["b"], 2.0, True), "w")
+    plan = merged(stored["w"], [lora.Delta(stored["a"], stored["b"], 2.0, True)], "w")
     whole = torch.frombuffer(bytearray().join(plan.chunks()), dtype=torch.float32).reshape(6, 10)
     torch.testing.assert_close(whole, weight + 2 * (b @ a).T)
 

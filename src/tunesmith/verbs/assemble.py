@@ -98,7 +98,8 @@ def _setup(
         trust_remote_code=config.model.trust_remote_code,
     )  # fmt: skip
     method = load_plugin(METHODS, config.method.kind)
-    model = method.apply(model, config.method, base_name=local.name)
+    newest = run.checkpoint() if run.checkpoint_steps() else None
+    model = method.apply(model, config.method, base_name=local.name, checkpoint=newest)
     masters = Masters(model, dtype)
     learned = sum(p.numel() for p in masters.parameters())
     whole = sum(p.numel() for p in model.parameters())
@@ -107,7 +108,10 @@ def _setup(
         config.data.max_length if device.type == "cuda" else 0, _default_micro(device)
     )
     _checkpointing(model, config, micro_tokens, device, progress)
-    groups = parameter_groups(masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    scales = method.lr_scales(model, config.method) if hasattr(method, "lr_scales") else {}
+    groups = parameter_groups(
+        masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay, lr_scales=scales
+    )
     optimizer = load_plugin(OPTIMIZERS, config.train.optimizer.kind).build(groups, config.train.optimizer)
 
     def save_model(folder: Path, state: Any) -> None:

@@ -166,14 +166,9 @@ def open_weights(target: Target, *, precision: str = "auto") -> Any:
     model = open_model(target.base.folder, dtype=dtype, device=device, trust_remote_code=remote)
     if target.adapter is None:
         return model
-    from peft import PeftModel
+    from tunesmith.models.adapters.chain import open_with_needed
 
-    try:
-        return PeftModel.from_pretrained(model, str(target.adapter), autocast_adapter_dtype=False)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{target.adapter}: the adapter does not fit {target.base.folder}: {str(error).splitlines()[0]}"
-        ) from error
+    return open_with_needed(model, target.adapter, fp32=False)
 
 
 def open_engine(text: str, progress: Progress, *, name: str | None = None) -> Engine:

@@ -16,6 +16,7 @@ from tunesmith.config.load import dump
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs.adapters import pin_adapters
 from tunesmith.verbs.console import Logged
 from tunesmith.verbs.read_data import check_data
 from tunesmith.verbs.run_config import STAGES, TrainRun, config_of_run
@@ -40,6 +41,7 @@ def create(config: TrainRun, progress: Progress = SILENT) -> RunFolder:
     if data.registry is not None:
         pinned["registry"] = _absolute(data.registry)
     config = config.model_copy(update={"data": data.model_copy(update=pinned)})
+    config = config.model_copy(update={"method": pin_adapters(config.method, progress)})
     reference = parse(config.model.ref)
     if reference.kind == "path":
         config = config.model_copy(update={"model": config.model.model_copy(update={"ref": str(reference.path)})})

@@ -16,8 +16,10 @@ from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
-from tunesmith.export import companions, lora
+from tunesmith.export import companions
+from tunesmith.export.adapters import CONFIG, Adapter, combined, read_adapters
 from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
+from tunesmith.export.changes import FLOATS, converted, merged
 from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens, tied_names
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
@@ -48,9 +50,10 @@ def export(
     completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
     (default: the adapter folder's own, else the base's). Raises ExportError; then ``out`` does not exist.
     """
-    adapter = lora.read_adapter(source) if (source / lora.CONFIG).exists() else None
-    folder = _base_folder(source, adapter, base)
+    adapters = read_adapters(source) if (source / CONFIG).exists() else []
+    folder = _base_folder(source, adapters[0] if adapters else None, base)
     stored = read_model(folder)
+    adapter = combined(adapters, folder, stored) if adapters else None
     raw, read = read_json(folder / "config.json"), load_config(folder)
     if raw.get("quantization_config"):
         raise ExportError(
@@ -63,7 +66,7 @@ def export(
     dtype: Counter[str] = Counter()
     for tensor in tensors:
         dtype[tensor.dtype] += tensor.nbytes
-    settings = completed(raw, read, lora.FLOATS.get(dtype.most_common(1)[0][0]))
+    settings = completed(raw, read, FLOATS.get(dtype.most_common(1)[0][0]))
     if not still_tied and tied_names(read):
         for part in [settings, settings.get("text_config")]:
             if isinstance(part, dict):
@@ -90,26 +93,26 @@ def export(
     return Report(
         out,
         size_of(out),
-        {"tensors": len(tensors), "merged": len(adapter.deltas) if adapter else 0, "stop_token_ids": stops, **checks},
+        {"tensors": len(tensors), "merged": len(adapter.changes) if adapter else 0, "stop_token_ids": stops, **checks},
     )
 
 
 def plan(
-    stored: dict[str, StoredTensor], adapter: lora.Adapter | None, tied: dict[str, str]
+    stored: dict[str, StoredTensor], adapter: Adapter | None, tied: dict[str, str]
 ) -> tuple[list[PlannedTensor], bool]:
     """What to write, in the base's order, and whether tied tensors are still tied. Raises ExportError for a wrong pair.
 
     A tied output layer is stored once, under the embedding's name. When the adapter changes only one of the two, both are written and the
     model is no longer tied: so it answered in training.
     """
-    deltas = dict(adapter.deltas) if adapter else {}
+    changes = dict(adapter.changes) if adapter else {}
     replaced = dict(adapter.replaced) if adapter else {}
     sources = dict(stored)
     still_tied = bool(tied)
     for output, shared in tied.items():
         if output in sources and shared in sources and _same(sources[output], sources[shared]):
             del sources[output]
-        changed = [name for name in (output, shared) if name in deltas or name in replaced]
+        changed = [name for name in (output, shared) if name in changes or name in replaced]
         if not changed and output not in sources:
             continue
         both = output in replaced and shared in replaced and _same(replaced[output], replaced[shared])
@@ -118,7 +121,7 @@ def plan(
             and output not in replaced
             and adapter is not None
             and adapter.ties
-            and output not in deltas
+            and output not in changes
         ):
             replaced.pop(output, None)
             continue
@@ -126,7 +129,7 @@ def plan(
             raise ExportError(f"the base has neither {output} nor {shared}")
         sources.setdefault(output, sources[shared])
         still_tied = False
-    unknown = [name for name in [*deltas, *replaced] if name not in sources]
+    unknown = [name for name in [*changes, *replaced] if name not in sources]
     if unknown and adapter is not None:
         raise ExportError(
             f"the adapter changes {len(unknown)} weights that the base does not have, first {unknown[0]}",
@@ -141,9 +144,11 @@ def plan(
     tensors = []
     for name, tensor in sources.items():
         if name in replaced:
-            tensors.append(_replacement(tensor, replaced[name], name))
-        elif name in deltas:
-            tensors.append(lora.merged(tensor, deltas[name], name))
+            whole = _replacement(tensor, replaced[name], name)
+            over = changes.get(name, ())
+            tensors.append(merged(replaced[name], over, name, whole.dtype) if over else whole)
+        elif name in changes:
+            tensors.append(merged(tensor, changes[name], name))
         else:
             tensors.append(PlannedTensor(name, tensor.dtype, tensor.shape, tensor.chunks))
     return tensors, still_tied
@@ -155,9 +160,9 @@ def _replacement(old: StoredTensor, new: StoredTensor, name: str) -> PlannedTens
             f"{name} is {list(old.shape)} in the base, the adapter holds {list(new.shape)}",
             hint="adapters with added tokens cannot be merged yet; or adapter and base do not belong together",
         )
-    if new.dtype == old.dtype or old.dtype not in lora.FLOATS:
+    if new.dtype == old.dtype or old.dtype not in FLOATS:
         return PlannedTensor(name, new.dtype, new.shape, new.chunks)
-    return PlannedTensor(name, old.dtype, old.shape, lambda: lora.converted(new, old.dtype))
+    return PlannedTensor(name, old.dtype, old.shape, lambda: converted(new, old.dtype))
 
 
 def _same(first: StoredTensor, second: StoredTensor) -> bool:
@@ -165,32 +170,34 @@ def _same(first: StoredTensor, second: StoredTensor) -> bool:
     return same_form and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
-def _base_folder(source: Path, adapter: lora.Adapter | None, base: Path | None) -> Path:
+def _base_folder(source: Path, adapter: Adapter | None, base: Path | None) -> Path:
     if not source.is_dir():
         raise ExportError(f"{source} is not a folder", hint="give an adapter folder or a model folder")
     if adapter is None:
         if base is not None:
-            raise ExportError(f"{source} is no adapter ({lora.CONFIG} is missing), so it takes no base")
+            raise ExportError(f"{source} is no adapter ({CONFIG} is missing), so it takes no base")
         return source
     found = base or (Path(adapter.base) if adapter.base else None)
     if found is None or not found.is_dir():
         raise ExportError(f"the adapter's base {found} is not a folder here", hint="give the base model's folder")
-    if (found / lora.CONFIG).exists():
+    if (found / CONFIG).exists():
         raise ExportError(f"the base {found} is itself an adapter", hint="merge that one first")
     return found
 
 
-def _hub_name(adapter: lora.Adapter | None, raw: dict[str, Any]) -> str | None:
+def _hub_name(adapter: Adapter | None, raw: dict[str, Any]) -> str | None:
     """``org/name`` if that is what base is called; a path of this machine is nobody's business."""
     name = (adapter.base if adapter else None) or raw.get("_name_or_path") or ""
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
-def _facts(adapter: lora.Adapter | None, count: int, settings: dict[str, Any]) -> list[str]:
+def _facts(adapter: Adapter | None, count: int, settings: dict[str, Any]) -> list[str]:
     facts = [f"{count} tensors, stored as {settings.get('dtype')}", "made with Tunesmith"]
     if adapter:
         facts.insert(
-            0, f"LoRA merged into {len(adapter.deltas)} weights, {len(adapter.replaced)} weights trained in full"
+            0,
+            f"{adapter.config.get('peft_type', 'LoRA')} adapter merged into {len(adapter.changes)} weights, "
+            f"{len(adapter.replaced)} weights trained in full",
         )
     return facts
 

@@ -1,0 +1,106 @@
+"""A stored weight with the changes of adapters, as a tensor to write: computed in float32 in blocks of rows, rounded once.
+
+One block of rows is in memory at a time, whatever the size of the weight. Knows no kind of adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from tunesmith.config.errors import ExportError
+from tunesmith.export.tensor_files import BUFFER, ITEM_BYTES, PlannedTensor, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+Blocks = Callable[[], "Iterator[tuple[int, torch.Tensor]]"]
+"""Reads a weight from its start: the number of the first row, and some rows [n, columns] in float32 or wider."""
+Step = Callable[["torch.Tensor", int], "torch.Tensor"]
+"""Rows of the weight as they were, and the number of the first one -> the rows as they become."""
+
+
+class Change(Protocol):
+    """What an adapter does to one weight. A weight with more than two axes counts as rows of its last axis."""
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """The shape it was made for, when that is not ``shape``."""
+
+    def open(self, before: Blocks) -> Step:
+        """Load it; ``before`` reads the weight that it changes, for changes that depend on more than their own rows."""
+
+
+def merged(weight: StoredTensor, changes: Sequence[Change], name: str, dtype: str | None = None) -> PlannedTensor:
+    """``weight`` with ``changes`` made in order, as a tensor to write under ``name``. Raises ExportError when they do not fit.
+
+    ``dtype``: the type to write (``BF16`` …), by default the weight's own.
+
+    This is what peft's ``merge_and_unload`` computes for float32 adapters, one after the other on a float32 base. (Its
+    ``safe_merge`` rounds the delta to the weight's type first, so it may differ there in the last bit.)
+    """
+    if weight.dtype not in FLOATS:
+        raise ExportError(
+            f"{weight.file}: {weight.name} is stored as {weight.dtype}; a quantized base cannot take the adapter exactly",
+            hint="give the base in its original precision (16 or 32 bit)",
+        )
+    for change in changes:
+        if (made_for := change.misfit(weight.shape)) is not None:
+            raise ExportError(
+                f"{weight.name} is {list(weight.shape)} in the base, the adapter was trained for {made_for}",
+                hint="adapter and base do not belong together; see base_model_name_or_path in the adapter's adapter_config.json",
+            )
+    written = dtype or weight.dtype
+    return PlannedTensor(name, written, weight.shape, lambda: _bytes(weight, changes, written))
+
+
+def _bytes(weight: StoredTensor, changes: Sequence[Change], dtype: str) -> Iterator[bytes]:
+    import torch
+
+    written = getattr(torch, FLOATS[dtype])
+    for _, rows in _opened(weight, changes)():
+        yield rows.to(written).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _opened(weight: StoredTensor, changes: Sequence[Change]) -> Blocks:
+    """Reads ``weight`` with the changes made."""
+    if not changes:
+        return lambda: _rows(weight)
+    before = _opened(weight, changes[:-1])
+    step = changes[-1].open(before)
+    return lambda: ((start, step(rows, start)) for start, rows in before())
+
+
+def _rows(weight: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
+    import torch
+
+    count, columns = math.prod(weight.shape[:-1]), weight.shape[-1]
+    row_bytes = columns * ITEM_BYTES[weight.dtype]
+    block = max(1, BUFFER // (columns * 4))
+    dtype = getattr(torch, FLOATS[weight.dtype])
+    for start in range(0, count, block):
+        end = min(count, start + block)
+        raw = bytearray().join(weight.read(start * row_bytes, end * row_bytes))
+        part = torch.frombuffer(raw, dtype=dtype).reshape(end - start, columns)
+        yield start, part.to(torch.promote_types(dtype, torch.float32))
+
+
+@lru_cache(maxsize=4)  # the experts of a layer share one A and one B
+def load(tensor: StoredTensor) -> torch.Tensor:
+    """A whole stored tensor in float32."""
+    import torch
+
+    dtype = getattr(torch, FLOATS[tensor.dtype])
+    return torch.frombuffer(bytearray().join(tensor.chunks()), dtype=dtype).reshape(tensor.shape).float()
+
+
+def converted(tensor: StoredTensor, dtype: str) -> Iterator[bytes]:
+    """The bytes of ``tensor`` rounded to the stored type ``dtype`` (``BF16`` …), a chunk at a time."""
+    import torch
+
+    stored, wanted = getattr(torch, FLOATS[tensor.dtype]), getattr(torch, FLOATS[dtype])
+    for chunk in tensor.chunks(BUFFER):
+        part = torch.frombuffer(bytearray(chunk), dtype=stored).to(wanted)
+        yield part.view(torch.uint8).numpy().tobytes()

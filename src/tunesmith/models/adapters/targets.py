@@ -1,0 +1,176 @@
+"""Which layers of a model get an adapter: names, patterns and layer numbers -> what peft is told.
+
+Every name and pattern must match something: a typo is an error that names what there is, never a layer left out silently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tunesmith.config.errors import ConfigError
+from tunesmith.config.plugins import suggestion
+from tunesmith.models.adapters.config import AdapterConfig, pattern_of
+
+
+def target_modules(model: Any, config: AdapterConfig) -> str | list[str]:
+    """peft's ``target_modules`` for ``model``: a short form where one says the same, else the full names of the layers.
+
+    Raises ConfigError when a name, a pattern or a layer number fits nothing.
+    """
+    if config.adapts_all():
+        return "all-linear"
+    able = adaptable(model)
+    everything = [name for name, module in model.named_modules() if name]
+    if config.targets == ("all",):
+        head = model.get_output_embeddings()
+        chosen = [n for n, m in able.items() if m is not head and m is not model.get_input_embeddings()]
+    else:
+        chosen = _matching(config.targets, able, everything, "method.targets", model)
+    left_out = set(_matching(config.exclude, able, everything, "method.exclude", model))
+    wanted = layer_numbers(model, config.layers)
+    names = [n for n in chosen if n not in left_out and (wanted is None or layer_of(n) in wanted)]
+    if not names and config.targets:
+        raise ConfigError(
+            "method.targets: exclude and layers leave no layer for an adapter",
+            hint=f"targets alone would be {len(chosen)} layers, for example {chosen[0]}",
+        )
+    plain = not config.exclude and wanted is None and not any(pattern_of(text) for text in config.targets)
+    return list(config.targets) if plain else names
+
+
+def expert_parameters(model: Any, config: AdapterConfig) -> list[str]:
+    """Names of the 3D parameters that hold all experts of a layer at once. Raises ConfigError when there are none."""
+    wanted = layer_numbers(model, config.layers)
+    found = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and "expert" in name and (wanted is None or layer_of(name) in wanted)
+    ]
+    if not found:
+        raise ConfigError(
+            "method.experts: this model has no experts in fused 3D weights",
+            hint="only mixture-of-experts models have them; experts that are linear layers are named in method.targets",
+        )
+    if wanted is not None:
+        return found
+    return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in found})
+
+
+def saved_modules(model: Any, names: Sequence[str]) -> tuple[list[str] | None, bool]:
+    """peft's ``modules_to_save`` and ``ensure_weight_tying``. Raises ConfigError for a name that no module has."""
+    if not names:
+        return None, False
+    modules = {name: module for name, module in model.named_modules() if name}
+    called = {
+        "embeddings": next((n for n, m in modules.items() if m is model.get_input_embeddings()), None),
+        "head": next((n for n, m in modules.items() if m is model.get_output_embeddings()), None),
+    }
+    tied = is_tied(model)
+    found: list[str] = []
+    for name in names:
+        full = called.get(name) or next((n for n in modules if fits(n, name)), None)
+        if full is None:
+            known = sorted({n.rpartition(".")[2] for n in modules if not n.rpartition(".")[2].isdigit()})
+            raise ConfigError(
+                f"method.modules_to_save: no module of this model is called {name!r}",
+                hint=suggestion(name, ["embeddings", "head", *known]),
+            )
+        if tied and full in called.values():
+            full = called["embeddings"] or full  # learned once, under the name the shared weight is stored by
+        short = full.rpartition(".")[2] if full in called.values() else name
+        if short not in found:
+            found.append(short)
+    return found, tied and (called["embeddings"] or "").rpartition(".")[2] in found
+
+
+def checked_pattern(model: Any, pattern: dict[str, Any], key: str) -> dict[str, Any]:
+    """``pattern`` (name or regular expression -> value), every entry of which fits a layer. Raises ConfigError."""
+    able = adaptable(model)
+    for text in pattern:
+        try:
+            hits = any(re.match(rf"(.*\.)?({text})$", name) for name in able)
+        except re.error as error:
+            raise ConfigError(f"{key}: {text!r} is not a regular expression ({error})") from error
+        if not hits:
+            raise ConfigError(f"{key}: {text!r}: no layer of this model is called so", hint=_known(text, able))
+    return dict(pattern)
+
+
+def adapt(model: Any, peft_config: Any, base_name: str) -> Any:
+    """``model`` with fresh adapters (fp32). Raises ConfigError for what peft cannot put an adapter on."""
+    from peft import get_peft_model
+
+    try:
+        adapted = get_peft_model(model, peft_config, autocast_adapter_dtype=True)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        linear = sorted({name.rpartition(".")[2] for name in adaptable(model)})
+        raise ConfigError(
+            f"method: {str(error).splitlines()[0]}", hint=f"the layers of this model: {', '.join(linear)}"
+        ) from error
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    return adapted
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the output layer and the input embeddings are one weight."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embeddings, "weight", None)
+
+
+def adaptable(model: Any) -> dict[str, Any]:
+    """Linear layers (quantized ones too) and embeddings by name, in the model's order."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+    }
+
+
+def fits(name: str, target: str) -> bool:
+    """peft's rule: the whole name, or its end after a dot."""
+    return name == target or name.endswith(f".{target}")
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the decoder layer a module or parameter lies in: the first number in its name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def layer_numbers(model: Any, layers: Sequence[int] | None) -> set[int] | None:
+    """``layers`` counted from the start. Raises ConfigError for one that the model does not have."""
+    if layers is None:
+        return None
+    count = model.config.get_text_config().num_hidden_layers
+    for layer in layers:
+        if not -count <= layer < count:
+            raise ConfigError(
+                f"method.layers: there is no layer {layer}", hint=f"this model has {count}: 0 to {count - 1}, or -1 to -{count}"
+            )  # fmt: skip
+    return {layer % count for layer in layers}
+
+
+def _matching(texts: Iterable[str], able: dict[str, Any], everything: Sequence[str], key: str, model: Any) -> list[str]:
+    """The adaptable layers that any of ``texts`` means. Raises ConfigError for a text that means none."""
+    found: dict[str, None] = {}
+    for text in texts:
+        pattern = pattern_of(text)
+        hits = [n for n in able if (re.fullmatch(pattern, n) if pattern is not None else fits(n, text))]
+        if not hits:
+            other = [n for n in everything if (re.fullmatch(pattern, n) if pattern is not None else fits(n, text))]
+            what = f"{other[0]} is no linear layer" if other else "no layer of this model is called so"
+            raise ConfigError(f"{key}: {text!r}: {what}", hint=_known(text, able))
+        found |= dict.fromkeys(hits)
+    return [name for name in able if name in found]
+
+
+def _known(text: str, able: dict[str, Any]) -> str:
+    names = sorted({name.rpartition(".")[2] for name in able})
+    near = suggestion(text.rpartition(".")[2], names) if pattern_of(text) is None else ""
+    listed = f"its layers: {', '.join(names)}; whole names look like {next(reversed(able))}"
+    return f"{near} {listed}" if near.startswith("did") else listed
