@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
+from pydantic import field_validator, model_validator
+
 from tunesmith.config.base import Config, setting
+from tunesmith.models.rope import RopeConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -32,3 +36,28 @@ class ModelConfig(Config):
     saved with the model."""
     trust_remote_code: bool = setting(False, zh="允许运行模型仓库自带的 Python 代码；只对你信任的模型打开。")
     """Run Python code that comes with the model's repository. Only for models you trust."""
+    rope: RopeConfig | None = setting(None, zh="扩展上下文长度（RoPE 缩放）；不填则按模型原样。")
+    """Stretch the positions so that the model reads longer texts than it was trained for; by default as the model is."""
+    add_tokens: tuple[str, ...] = setting((), zh="加入词表的新词（整体成为一个 token）。")
+    """Texts that become tokens of their own."""
+    add_special_tokens: tuple[str, ...] = setting((), zh="加入词表的特殊 token（例如对话标记）；回答显示时会被略去。")
+    """The same for special tokens (marks of a chat template, for example): they are left out of answers that are shown."""
+    new_token_init: Literal["mean", "pieces"] = setting(
+        "mean", zh="新 token 的初始向量：全部旧向量的平均（mean），或其原来各片段向量的平均（pieces）。"
+    )
+    """Where a new token's vectors start: the mean of all old ones, or of the pieces that its text consisted of before."""
+
+    @field_validator("add_tokens", "add_special_tokens", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ModelConfig:
+        texts = [*self.add_tokens, *self.add_special_tokens]
+        if any(not text.strip() for text in texts):
+            raise ValueError("a new token is empty (or nothing but spaces)")
+        twice = [text for text, count in Counter(texts).items() if count > 1]
+        if twice:
+            raise ValueError(f"the new token {twice[0]!r} is named twice")
+        return self
