@@ -20,12 +20,11 @@ NAME = "tunesmith_varlen"
 
 @dataclass
 class Told:
-    """What a model told the attention: ``bounds`` of packed rows (or not), windows asked of the mask and given by layers."""
+    """Windows, in tokens, that a model asked of its masks and that its layers told the attention; and sizes of chunks."""
 
-    layers: int = 0
-    with_bounds: int = 0
     of_masks: set[int] = field(default_factory=set)
     of_layers: set[int] = field(default_factory=set)
+    chunks: set[int] = field(default_factory=set)
 
 
 _listeners: list[Told] = []
@@ -64,8 +63,6 @@ def _forward(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Shapes: query [B, H, T, D], key and value [B, K, S, D]; returns [B, T, H, D]."""
     for told in _listeners:
-        told.layers += 1
-        told.with_bounds += cu_seq_lens_q is not None
         told.of_layers |= {sliding_window} - {None}
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if attention_mask is None and query.shape[2] == key.shape[2] and "position_bias" not in kwargs:
@@ -92,11 +89,12 @@ def _mask(*arguments: Any, **kwargs: Any) -> torch.Tensor | None:
     from transformers.masking_utils import sdpa_mask
 
     window = kwargs.get("local_size")
-    for told in _listeners:
-        told.of_masks |= {window} - {None}
     length, seen = kwargs.get("q_length"), kwargs.get("kv_length")
     # Layers tell their sliding window, but never that they attend in chunks (Llama 4).
     chunk = getattr(kwargs.get("config"), "attention_chunk_size", None)
+    for told in _listeners:
+        told.of_masks |= {window} - {None}
+        told.chunks |= {chunk} - {None}
     chunked = window is not None and window == chunk and (seen is None or seen > window)
     whole = not kwargs.get("use_vmap", False)  # else the model adds a condition of its own
     if kwargs.get("attention_mask") is None and length is not None and length == seen and whole and not chunked:

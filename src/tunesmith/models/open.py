@@ -34,13 +34,14 @@ def open_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    attention: str = "sdpa",
+    attention: str = "varlen",
     trust_remote_code: bool = False,
 ) -> Any:
     """The causal language model in ``folder``, on ``device``, weights in ``dtype``.
 
-    ``attention``: a transformers attention implementation, or ``varlen`` for packed training batches
-    (``kernels.attention``). Raises UserError when the folder holds no readable safetensors weights.
+    ``attention``: ``varlen``, our own (``kernels.interface``), for packed rows, padded rows and generation; or one of transformers'.
+    A model whose code knows no attention but its own keeps that. Raises UserError when the folder holds no readable safetensors
+    weights.
     """
     quiet()
     from transformers import AutoModelForCausalLM
@@ -49,15 +50,20 @@ def open_model(
         from tunesmith.kernels.interface import register
 
         attention = register()
+
+    def opened(attention: str | None) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code,
+            local_files_only=True, use_safetensors=True,
+        )  # fmt: skip
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        try:
+            model = opened(attention)
+        except (KeyError, ValueError) as error:  # before a weight is read: the model has a table of its own (Falcon)
+            if attention not in str(error):
+                raise
+            model = opened(None)
     except Exception as error:
         raise UserError(
             f"{folder}: the model cannot be opened: {type(error).__name__}: {_first_line(error)}",

@@ -46,6 +46,11 @@ class TrainConfig(Config):
         "auto", zh="重算激活以省内存（更慢）；auto 表示放不下时才用。"
     )
     """Recompute activations to save memory, at some speed; auto = only when they would not fit."""
+    router_loss: float | None = setting(
+        None, zh="混合专家模型：路由均衡损失的系数；默认取模型配置里的值，0 表示不用。", ge=0
+    )
+    """Mixture-of-experts models: coefficient of the router loss, which keeps the experts evenly used. Default: the one in
+    the model's own config; 0 = none."""
     eval_every: int | None = setting(None, zh="每多少步评估一次（默认每轮结束时）。", ge=1)
     """Evaluate after this many steps; by default at the end of each epoch."""
     save_every: int | None = setting(None, zh="每多少步保存一次检查点（默认每轮结束时）。", ge=1)

@@ -87,6 +87,7 @@ def _setup(
 
     from tunesmith.export.companions import save_tokenizer
     from tunesmith.models.open import open_model
+    from tunesmith.models.router_loss import with_router_loss
     from tunesmith.train.masters import Masters
     from tunesmith.train.optimizers.base import parameter_groups
     from tunesmith.train.setup import Setup
@@ -94,9 +95,9 @@ def _setup(
     dtype = getattr(torch, DTYPES[config.precision])
     progress.start(f"opening {config.model.ref}")
     model = open_model(
-        local.folder, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa",
-        trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
+        local.folder, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
+    )
+    config = _packing(model, config, rows, progress)
     method = load_plugin(METHODS, config.method.kind)
     newest = run.checkpoint() if run.checkpoint_steps() else None
     model = method.apply(model, config.method, base_name=local.name, checkpoint=newest)
@@ -114,6 +115,8 @@ def _setup(
     )
     optimizer = load_plugin(OPTIMIZERS, config.train.optimizer.kind).build(groups, config.train.optimizer)
 
+    stage = with_router_loss(stage, model, config.train.router_loss)
+
     def save_model(folder: Path, state: Any) -> None:
         method.save(model, folder, state)
         save_tokenizer(local.folder, folder, renderer.chat_template)
@@ -122,6 +125,20 @@ def _setup(
         model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
         optimizer=optimizer, micro_tokens=micro_tokens, save_model=save_model,
     )  # fmt: skip
+
+
+def _packing(model: Any, config: TrainRun, rows: Rows, progress: Progress) -> TrainRun:
+    """Packing only where the model keeps packed conversations apart."""
+    from tunesmith.models.packing_probe import why_not_packed
+    from tunesmith.stages.base import lengths_of
+
+    if not config.train.packing:
+        return config
+    why = why_not_packed(model, max([*lengths_of(rows.train), *lengths_of(rows.eval)], default=0))
+    if why is None:
+        return config
+    progress.say(f"packing is off for this model: {why}; rows are padded instead, the losses are the same")
+    return config.model_copy(update={"train": config.train.model_copy(update={"packing": False})})
 
 
 def _default_micro(device: Any) -> int:
