@@ -12,20 +12,24 @@ from typing import Any
 from tunesmith.config.errors import ConfigError
 from tunesmith.config.plugins import suggestion
 from tunesmith.models.adapters.config import AdapterConfig, pattern_of
+from tunesmith.models.adapters.mixtures import is_mixture, is_router, kept_by_peft
 
 
 def target_modules(model: Any, config: AdapterConfig) -> str | list[str]:
     """peft's ``target_modules`` for ``model``: a short form where one says the same, else the full names of the layers.
 
-    Raises ConfigError when a name, a pattern or a layer number fits nothing.
+    ``all`` leaves out what chooses the experts of a mixture (``models.adapters.mixtures``). Raises ConfigError when a name, a
+    pattern or a layer number fits nothing.
     """
-    if config.adapts_all():
+    mixture = is_mixture(model)
+    if config.adapts_all() and not mixture:
         return "all-linear"
     able = adaptable(model)
     everything = [name for name, module in model.named_modules() if name]
     if config.targets == ("all",):
         head = model.get_output_embeddings()
         chosen = [n for n, m in able.items() if m is not head and m is not model.get_input_embeddings()]
+        chosen = kept_by_peft(model, [n for n in chosen if not is_router(model, n)]) if mixture else chosen
     else:
         chosen = _matching(config.targets, able, everything, "method.targets", model)
     left_out = set(_matching(config.exclude, able, everything, "method.exclude", model))
@@ -36,7 +40,7 @@ def target_modules(model: Any, config: AdapterConfig) -> str | list[str]:
             "method.targets: exclude and layers leave no layer for an adapter",
             hint=f"targets alone would be {len(chosen)} layers, for example {chosen[0]}",
         )
-    plain = not config.exclude and wanted is None and not any(pattern_of(text) for text in config.targets)
+    plain = config.targets != ("all",) and not config.exclude and wanted is None and not any(pattern_of(text) for text in config.targets)
     return list(config.targets) if plain else names
 
 
