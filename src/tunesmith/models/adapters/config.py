@@ -70,10 +70,6 @@ class AdapterConfig(BaseConfig):
             raise ValueError("'all' stands for every linear layer and takes no other names beside it")
         return value
 
-    def adapts_all(self) -> bool:
-        """Whether every linear layer but the output gets an adapter."""
-        return self.targets == ("all",) and not self.exclude and self.layers is None
-
 
 def pattern_of(text: str) -> str | None:
     """The regular expression that ``text`` writes (``re:…``, or a text with signs that no name has), None for a name."""

@@ -45,7 +45,7 @@ def start(model: Any, init: str, saved: Factors | None) -> Factors:
                 torch.float16,
             ):
                 raise ConfigError(
-                    f"method.init: {init} needs the numbers of the weight itself, and {name} is quantized or no linear layer",
+                    f"method.init: {init} needs the numbers of the weight itself, and {name.removeprefix('base_model.model.')} is quantized or no linear layer",
                     hint="leave model.quantize out, or take init: default",
                 )
             names = [f"{name}.lora_{letter}.default.weight" for letter in "AB"]
@@ -53,7 +53,7 @@ def start(model: Any, init: str, saved: Factors | None) -> Factors:
             weight = weight.T if module.fan_in_fan_out else weight
             rank, scale = module.r["default"], module.scaling["default"]
             if saved is None:
-                a, b = factors_of(weight, rank, scale, init, name)
+                a, b = factors_of(weight, rank, scale, init, name.removeprefix("base_model.model."))
             else:
                 a, b = (saved[one].to(weight.device) for one in names)
             rest = weight - scale * (b @ a)

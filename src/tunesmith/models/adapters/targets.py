@@ -12,36 +12,40 @@ from typing import Any
 from tunesmith.config.errors import ConfigError
 from tunesmith.config.plugins import suggestion
 from tunesmith.models.adapters.config import AdapterConfig, pattern_of
-from tunesmith.models.adapters.mixtures import is_mixture, is_router, kept_by_peft
+from tunesmith.models.adapters.mixtures import is_router
 
 
-def target_modules(model: Any, config: AdapterConfig) -> str | list[str]:
-    """peft's ``target_modules`` for ``model``: a short form where one says the same, else the full names of the layers.
-
-    ``all`` leaves out what chooses the experts of a mixture (``models.adapters.mixtures``). Raises ConfigError when a name, a
-    pattern or a layer number fits nothing.
-    """
-    mixture = is_mixture(model)
-    if config.adapts_all() and not mixture:
-        return "all-linear"
+def target_modules(model: Any, config: AdapterConfig) -> list[str]:
+    """The names or full names of layers that peft is told. Raises ConfigError when a name, a pattern or a layer number fits
+    nothing."""
     able = adaptable(model)
-    everything = [name for name, module in model.named_modules() if name]
     if config.targets == ("all",):
-        head = model.get_output_embeddings()
-        chosen = [n for n, m in able.items() if m is not head and m is not model.get_input_embeddings()]
-        chosen = kept_by_peft(model, [n for n in chosen if not is_router(model, n)]) if mixture else chosen
+        ends = (model.get_output_embeddings(), model.get_input_embeddings())
+        fused = read_as_experts(model)
+        chosen = [n for n, m in able.items() if m not in ends and n.rpartition(".")[2] not in fused]
+        chosen = [name for name in chosen if not is_router(model, name)]
     else:
-        chosen = _matching(config.targets, able, everything, "method.targets", model)
-    left_out = set(_matching(config.exclude, able, everything, "method.exclude", model))
+        chosen = _matching(config.targets, able, "method.targets", model)
+    left_out = set(_matching(config.exclude, able, "method.exclude", model))
     wanted = layer_numbers(model, config.layers)
     names = [n for n in chosen if n not in left_out and (wanted is None or layer_of(n) in wanted)]
     if not names and config.targets:
         raise ConfigError(
             "method.targets: exclude and layers leave no layer for an adapter",
-            hint=f"targets alone would be {len(chosen)} layers, for example {chosen[0]}",
+            hint=f"targets alone would be {len(chosen)} layers, for example {chosen[0] if chosen else 'none'}",
         )
-    plain = config.targets != ("all",) and not config.exclude and wanted is None and not any(pattern_of(text) for text in config.targets)
+    plain = config.targets != ("all",) and not (config.exclude or wanted or any(map(pattern_of, config.targets)))
     return list(config.targets) if plain else names
+
+
+def read_as_experts(model: Any) -> frozenset[str]:
+    """Names that peft takes for the fused experts of this family, as they were called before transformers 5 fused them:
+    an adapter on another layer of such a name (a shared expert) could not be loaded again."""
+    from peft.utils import transformers_weight_conversion as conversion
+
+    families = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
+    mapping = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    return frozenset(mapping.get(families.get(getattr(model.config, "model_type", None)), ()))
 
 
 def expert_parameters(model: Any, config: AdapterConfig) -> list[str]:
@@ -124,7 +128,7 @@ def is_tied(model: Any) -> bool:
 
 
 def adaptable(model: Any) -> dict[str, Any]:
-    """Linear layers (quantized ones too) and embeddings by name, in the model's order."""
+    """Linear layers (quantized ones too) and embeddings by name, in the model's order. Routers of experts are none."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -132,7 +136,8 @@ def adaptable(model: Any) -> dict[str, Any]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, kinds) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+        if (isinstance(module, kinds) or (hasattr(module, "in_features") and hasattr(module, "out_features")))
+        and "Router" not in type(module).__name__
     }
 
 
@@ -159,15 +164,25 @@ def layer_numbers(model: Any, layers: Sequence[int] | None) -> set[int] | None:
     return {layer % count for layer in layers}
 
 
-def _matching(texts: Iterable[str], able: dict[str, Any], everything: Sequence[str], key: str, model: Any) -> list[str]:
+def _matching(texts: Iterable[str], able: dict[str, Any], key: str, model: Any) -> list[str]:
     """The adaptable layers that any of ``texts`` means. Raises ConfigError for a text that means none."""
+    fused = read_as_experts(model)
     found: dict[str, None] = {}
     for text in texts:
         pattern = pattern_of(text)
-        hits = [n for n in able if (re.fullmatch(pattern, n) if pattern is not None else fits(n, text))]
+
+        def meant(name: str, pattern: str | None = pattern, text: str = text) -> bool:
+            return re.fullmatch(pattern, name) is not None if pattern is not None else fits(name, text)
+
+        if pattern is None and text.rpartition(".")[2] in fused:
+            raise ConfigError(
+                f"{key}: in this family {text} means the experts, which are one fused weight",
+                hint="set method.experts: true for adapters on them, and leave the name out",
+            )
+        hits = [name for name in able if meant(name) and name.rpartition(".")[2] not in fused]
         if not hits:
-            other = [n for n in everything if (re.fullmatch(pattern, n) if pattern is not None else fits(n, text))]
-            what = f"{other[0]} is no linear layer" if other else "no layer of this model is called so"
+            other = next((name for name, _ in model.named_modules() if name and meant(name)), None)
+            what = f"{other} is no linear layer" if other else "no layer of this model is called so"
             raise ConfigError(f"{key}: {text!r}: {what}", hint=_known(text, able))
         found |= dict.fromkeys(hits)
     return [name for name in able if name in found]
@@ -176,5 +191,5 @@ def _matching(texts: Iterable[str], able: dict[str, Any], everything: Sequence[s
 def _known(text: str, able: dict[str, Any]) -> str:
     names = sorted({name.rpartition(".")[2] for name in able})
     near = suggestion(text.rpartition(".")[2], names) if pattern_of(text) is None else ""
-    listed = f"its layers: {', '.join(names)}; whole names look like {next(reversed(able))}"
+    listed = f"its layers: {', '.join(names)}; whole names look like {max(able, key=len)}"
     return f"{near} {listed}" if near.startswith("did") else listed
