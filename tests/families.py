@@ -18,7 +18,14 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 GROUPED = {"num_key_value_heads": 2}
 WIDE_HEADS = {**GROUPED, "head_dim": 16}
-MLA = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10, "num_key_value_heads": 4}
+MLA = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 10,
+    "num_key_value_heads": 4,
+}
 ROUTED = {
     **MLA, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24, "n_group": 2,
     "topk_group": 1, "first_k_dense_replace": 1,

@@ -67,7 +67,7 @@ def theirs(folder: Path, name: str, steps: int, work: Path, schedule: str) -> li
     """Losses of transformers' Trainer with peft's LoRA or frozen layers, on the same batches in the same order."""
     from peft import LoraConfig, get_peft_model
     from torch.utils.data import SequentialSampler
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
     from tunesmith.train.order import rows_of_step
 
@@ -102,6 +102,7 @@ def theirs(folder: Path, name: str, steps: int, work: Path, schedule: str) -> li
         adam_beta1=adamw.Config().beta1, adam_beta2=adamw.Config().beta2, adam_epsilon=adamw.Config().epsilon,
     )  # fmt: skip
     trainer = InOrder(model=model, args=arguments, train_dataset=[rows[i] for i in order], data_collator=collate)  # type: ignore[arg-type]
+    trainer.remove_callback(PrinterCallback)
     exact: list[float] = []
     compute = trainer.compute_loss
 

@@ -151,7 +151,9 @@ METHODS = {
     "lora": Method(lora, lora.Config(rank=4), _peft),
     "experts": Method(lora, lora.Config(rank=2, experts=True), _peft),
     "full": Method(full, full.Config(), lambda base, checkpoint: plain(checkpoint)),
-    "freeze": Method(freeze, freeze.Config(layers=1), lambda base, checkpoint: load_trained(plain(base), checkpoint), False),
+    "freeze": Method(
+        freeze, freeze.Config(layers=1), lambda base, checkpoint: load_trained(plain(base), checkpoint), False
+    ),
 }
 TARGETS = {"mamba": ("in_proj", "x_proj")}
 """Where peft refuses some of the linear layers."""
@@ -217,10 +219,14 @@ def test_the_router_loss_is_transformers_own(folders: Callable[[str], Path], fam
         loss = with_router_loss(STAGE, model, coefficient).loss(model, batch)
         theirs = model.config.router_aux_loss_coef if coefficient is None else coefficient
         labels = torch.cat([torch.full((len(rows), 1), -100), batch.labels_BT[:, :-1]], 1)  # they shift them themselves
-        output = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT, labels=labels, output_router_logits=True)
+        output = model(
+            input_ids=batch.ids_BT, attention_mask=batch.attention_BT, labels=labels, output_router_logits=True
+        )
         router = output.aux_loss
         cross_entropy = output.loss - model.config.router_aux_loss_coef * router
-        assert float(loss.total.detach() / loss.weight) == pytest.approx(float((cross_entropy + theirs * router).detach()), rel=1e-5)
+        assert float(loss.total.detach() / loss.weight) == pytest.approx(
+            float((cross_entropy + theirs * router).detach()), rel=1e-5
+        )
         total, count = loss.metrics["router_loss"]
         assert float(total) / count == pytest.approx(float(router.detach()), rel=1e-5) and float(total) > 0
     assert with_router_loss(STAGE, model, 0.0) is STAGE
@@ -254,3 +260,53 @@ def test_the_router_is_frozen_under_lora(folders: Callable[[str], Path], family:
     model = lora.apply(model, lora.Config(rank=2), base_name="x")
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learned and not [name for name in learned if ".gate." in name or "router" in name]
+
+
+def test_many_micro_batches_weigh_as_one_in_the_router_loss(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """With rows that are all the same every micro-batch has the same router loss, and 4 x 1 must equal 1 x 4."""
+    losses = []
+    for name, micro in (("one", 64), ("four", 16)):
+        made = setup(folders("mixtral"), METHODS["full"], tmp_path / name, batch=4, max_steps=3, router_loss=0.5)
+        made = replace(made, train=[some_rows()[3]] * 4, micro_tokens=micro)
+        train(made)
+        losses.append([record["loss"] for record in made.run.metrics() if record["kind"] == "step"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_layer_that_hides_its_window_is_found(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few tokens to fill the window, yet rows longer than it are not packed."""
+    from transformers.models.mistral.modeling_mistral import MistralAttention
+
+    model = open_model(folders("mistral"), dtype=torch.float32, device=CPU)
+    model.config.sliding_window = 16
+    assert why_not_packed(model, 100) is None
+    plain_forward = MistralAttention.forward
+
+    def hidden(self: Any, *given: Any, **named: Any) -> Any:
+        self.config.sliding_window, kept = None, self.config.sliding_window
+        try:
+            return plain_forward(self, *given, **named)
+        finally:
+            self.config.sliding_window = kept
+
+    monkeypatch.setattr(MistralAttention, "forward", hidden)
+    assert "window of 16 tokens" in str(why_not_packed(model, 100))
+    assert why_not_packed(model, 16) is None, "no row is longer than the window"
+
+
+def test_a_run_says_that_packing_is_off(folders: Callable[[str], Path]) -> None:
+    from tunesmith.config.progress import SILENT
+    from tunesmith.verbs.run_config import load_config
+    from tunesmith.verbs.train import create, execute
+
+    settings = ["data=lantern_bay", "data.limit=4", "data.eval_share=0", "train.max_steps=1", "precision=fp32"]
+    said = {}
+    for family in ("stablelm", "llama"):
+        run = execute(
+            create(load_config(None, [f"model={folders(family)}", f"output.name={family}", *settings])), SILENT
+        )
+        said[family] = run.log_path.read_text(encoding="utf-8")
+    assert "packing is off for this model: what stands before a conversation" in said["stablelm"]
+    assert "packing is off" not in said["llama"]

@@ -11,7 +11,7 @@ from reference_trainer import METHODS, ours, theirs
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_losses_are_transformers_trainers(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_losses_are_transformers_trainers(tmp_path: Path, name: str) -> None:
     folder = make_family(tmp_path / "base", "llama")
     mine = ours(folder, name, 10, tmp_path, "cosine")
     reference = theirs(folder, name, 10, tmp_path, "cosine")

@@ -20,7 +20,7 @@ NAME = "tunesmith_varlen"
 
 @dataclass
 class Told:
-    """Windows, in tokens, that a model asked of its masks and that its layers told the attention; and sizes of chunks."""
+    """Windows, in tokens, that a model asked of its masks and that its layers told the attention; and the chunks of its masks."""
 
     of_masks: set[int] = field(default_factory=set)
     of_layers: set[int] = field(default_factory=set)
@@ -63,7 +63,8 @@ def _forward(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Shapes: query [B, H, T, D], key and value [B, K, S, D]; returns [B, T, H, D]."""
     for told in _listeners:
-        told.of_layers |= {sliding_window} - {None}
+        if sliding_window is not None:
+            told.of_layers.add(sliding_window)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if attention_mask is None and query.shape[2] == key.shape[2] and "position_bias" not in kwargs:
         extra = (scale, sliding_window, softcap, s_aux, dropout)
@@ -93,8 +94,8 @@ def _mask(*arguments: Any, **kwargs: Any) -> torch.Tensor | None:
     # Layers tell their sliding window, but never that they attend in chunks (Llama 4).
     chunk = getattr(kwargs.get("config"), "attention_chunk_size", None)
     for told in _listeners:
-        told.of_masks |= {window} - {None}
-        told.chunks |= {chunk} - {None}
+        if window is not None:
+            (told.chunks if window == chunk else told.of_masks).add(window)
     chunked = window is not None and window == chunk and (seen is None or seen > window)
     whole = not kwargs.get("use_vmap", False)  # else the model adds a condition of its own
     if kwargs.get("attention_mask") is None and length is not None and length == seen and whole and not chunked:

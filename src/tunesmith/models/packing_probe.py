@@ -32,7 +32,9 @@ def why_not_packed(model: Any, longest: int) -> str | None:
             ids = (torch.arange(FIRST + SECOND) * 7919 + 104_729) % model.config.get_text_config().vocab_size
             packed, alone = _packed(model, ids), _alone(model, ids[FIRST:])
             ids[:FIRST] = ids[:FIRST].flip(0)
-            leak = _distance(_packed(model, ids), packed)[:2].max()  # the same shapes: without a leak nearly the same bits
+            leak = _distance(_packed(model, ids), packed)[
+                :2
+            ].max()  # the same shapes: without a leak nearly the same bits
             distance = _distance(packed, alone).median()  # rounding may send one token or two to other experts
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, AssertionError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -79,7 +81,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _unknown_window(told: Told, longest: int) -> str | None:
-    short = [window for window in told.of_masks - told.of_layers - told.chunks if window < longest]
+    short = [window for window in told.of_masks - told.of_layers if window < longest]
     return f"its layers do not tell their window of {min(short)} tokens" if short else None
 
 

@@ -94,9 +94,7 @@ def _setup(
 
     dtype = getattr(torch, DTYPES[config.precision])
     progress.start(f"opening {config.model.ref}")
-    model = open_model(
-        local.folder, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code
-    )
+    model = open_model(local.folder, dtype=dtype, device=device, trust_remote_code=config.model.trust_remote_code)
     config = _packing(model, config, rows, progress)
     method = load_plugin(METHODS, config.method.kind)
     newest = run.checkpoint() if run.checkpoint_steps() else None

@@ -15,6 +15,7 @@ def is_router(model: Any, name: str) -> bool:
         return False
     outputs = getattr(model.get_submodule(name), "out_features", None)
     beside = [model.get_submodule(".".join(parts[:-up])) for up in (1, 2)]
-    fused = any(p.ndim == 3 and p.shape[0] == outputs for module in beside for p in module.parameters())
-    lists = [experts for module in beside if hasattr(experts := getattr(module, "experts", None), "__len__")]
-    return fused or any(len(experts) == outputs for experts in lists)
+    if any(p.ndim == 3 and p.shape[0] == outputs for module in beside for p in module.parameters()):
+        return True
+    lists: list[Any] = [getattr(module, "experts", None) for module in beside]
+    return any(hasattr(experts, "__len__") and len(experts) == outputs for experts in lists)
