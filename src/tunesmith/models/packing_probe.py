@@ -81,8 +81,17 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _unknown_window(told: Told, longest: int) -> str | None:
+    if told.chunks and not chunks_are_counted_within_conversations():
+        return "it attends in chunks, which this version of transformers counts from the start of the row"
     short = [window for window in told.of_masks - told.of_layers if window < longest]
     return f"its layers do not tell their window of {min(short)} tokens" if short else None
+
+
+def chunks_are_counted_within_conversations() -> bool:
+    """Whether transformers' masks know positions within packed conversations (later than 5.17)."""
+    from transformers import masking_utils
+
+    return hasattr(masking_utils, "remap_positions_for_packed_sequence")
 
 
 def _dtype(model: Any) -> torch.dtype:

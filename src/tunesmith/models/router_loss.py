@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+
 SWITCH, COEFFICIENT = "output_router_logits", "router_aux_loss_coef"
 """How transformers' configs spell them."""
 
@@ -63,5 +65,5 @@ class RouterLoss:
         return arguments, ({**kwargs, SWITCH: True} if module.training else kwargs)
 
     def _keep(self, module: Any, arguments: tuple[Any, ...], output: Any) -> None:
-        if module.training and getattr(output, "aux_loss", None) is not None:
+        if module.training and isinstance(getattr(output, "aux_loss", None), torch.Tensor):  # 0 where it computes none
             self._found.append(output.aux_loss)
