@@ -7,12 +7,9 @@ Shapes: B batch (1 when packed), H query heads, K key/value heads, T tokens, D h
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-NAME = "tunesmith_varlen"
 
 
 def reference(
@@ -28,39 +25,45 @@ def reference(
     sees = (which[:, None] == which[None, :]) & (position[:, None] >= position[None, :])
     if window is not None:
         sees &= position[:, None] - position[None, :] < window
-    return _eager(q_BHTD, k_BKTD, v_BKTD, sees, scale, softcap, sinks_H)
+    return eager(q_BHTD, k_BKTD, v_BKTD, sees, scale, softcap, sinks_H)
 
 
-def _eager(
+def eager(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sees: torch.Tensor, scale: float,
-    softcap: float | None, sinks_H: torch.Tensor | None,
+    softcap: float | None, sinks_H: torch.Tensor | None, dropout: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
+    """Attention with all scores in memory. ``sees``: bool, broadcast over [B, H, T, S], or a float mask that is added."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     at_least_fp32 = torch.promote_types(q.dtype, torch.float32)
     scores = (q @ k.transpose(-1, -2)).to(at_least_fp32) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~sees, torch.finfo(at_least_fp32).min)
+    if sees.dtype == torch.bool:
+        scores = scores.masked_fill(~sees, torch.finfo(at_least_fp32).min)
+    else:
+        scores = scores + sees.to(at_least_fp32)
     if sinks_H is not None:
         column = sinks_H.to(at_least_fp32).view(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
-        return torch.cat([scores, column], -1).softmax(-1)[..., :-1].to(v.dtype) @ v
-    return scores.softmax(-1).to(v.dtype) @ v
+        shares = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    else:
+        shares = scores.softmax(-1)
+    return F.dropout(shares.to(v.dtype), dropout, training=dropout > 0) @ v
 
 
 def packed_attention(
     q_BHTD: torch.Tensor, k_BKTD: torch.Tensor, v_BKTD: torch.Tensor, bounds: torch.Tensor, scale: float,
-    window: int | None = None, softcap: float | None = None, sinks_H: torch.Tensor | None = None,
+    window: int | None = None, softcap: float | None = None, sinks_H: torch.Tensor | None = None, dropout: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
-    """Equal to ``reference``, without its T x T mask.
+    """Equal to ``reference``, without its T x T mask. ``v`` may have another head width than ``q`` and ``k`` (MLA).
 
     On CUDA: ``torch.nn.attention.varlen`` (FlashAttention). Elsewhere conversations of similar length are laid side by
     side, padded on the right and run as one causal call: a causal query never sees the padding behind it.
     """
-    special = softcap is not None or sinks_H is not None
+    special = softcap is not None or sinks_H is not None or dropout > 0 or max(q_BHTD.shape[-1], v_BKTD.shape[-1]) > 256
     if q_BHTD.is_cuda and not special and q_BHTD.dtype in (torch.bfloat16, torch.float16):
         return _flash(q_BHTD, k_BKTD, v_BKTD, bounds, scale, window)
-    return _side_by_side(q_BHTD, k_BKTD, v_BKTD, bounds.tolist(), scale, window, softcap, sinks_H)
+    return _side_by_side(q_BHTD, k_BKTD, v_BKTD, bounds.tolist(), scale, window, softcap, sinks_H, dropout)
 
 
 def _flash(
@@ -74,14 +77,18 @@ def _flash(
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     left = -1 if window is None else window - 1
+    # The kernel wants one head width, a multiple of 8, for all three: columns of zeros change neither scores nor sums.
+    width, width_v = q.shape[-1], v.shape[-1]
+    common = -(-max(width, width_v) // 8) * 8
+    q, k, v = (x if x.shape[-1] == common else F.pad(x, (0, common - x.shape[-1])) for x in (q, k, v))
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))
     out = varlen_attn(q_THD, k_THD, v_THD, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0))
-    return out.transpose(0, 1).unsqueeze(0)  # type: ignore[union-attr]
+    return out.transpose(0, 1).unsqueeze(0)[..., :width_v]  # type: ignore[union-attr]
 
 
 def _side_by_side(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int], scale: float,
-    window: int | None, softcap: float | None, sinks_H: torch.Tensor | None,
+    window: int | None, softcap: float | None, sinks_H: torch.Tensor | None, dropout: float,
 ) -> torch.Tensor:  # fmt: skip
     # index_select and not indexing: its backward adds rows up much faster than index_put does.
     q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (q, k, v))
@@ -101,19 +108,27 @@ def _side_by_side(
         q_NHLD, k_NKLD, v_NKLD = (
             x.index_select(0, index).unflatten(0, index_NL.shape).transpose(1, 2) for x in (q_THD, k_TKD, v_TKD)
         )
-        wide = window is not None and longest > window
-        if softcap is not None or sinks_H is not None or wide:
-            gap = (steps[:, None] - steps[None, :]).to(q.device)
-            sees = (gap >= 0) & (gap < (window or longest + 1))
-            o_NHLD = _eager(q_NHLD, k_NKLD, v_NKLD, sees, scale, softcap, sinks_H)
-        else:
-            groups = q.shape[1] // k.shape[1]
-            if groups > 1:
-                k_NKLD, v_NKLD = k_NKLD.repeat_interleave(groups, 1), v_NKLD.repeat_interleave(groups, 1)
-            o_NHLD = F.scaled_dot_product_attention(q_NHLD, k_NKLD, v_NKLD, is_causal=True, scale=scale)
+        o_NHLD = causal_attention(q_NHLD, k_NKLD, v_NKLD, scale, window, softcap, sinks_H, dropout)
         pieces.append(o_NHLD.transpose(1, 2).flatten(0, 1))
     out_THD = torch.cat(pieces).index_select(0, where_T.to(q.device))
     return out_THD.transpose(0, 1).unsqueeze(0)
+
+
+def causal_attention(
+    q_BHTD: torch.Tensor, k_BKTD: torch.Tensor, v_BKTD: torch.Tensor, scale: float,
+    window: int | None = None, softcap: float | None = None, sinks_H: torch.Tensor | None = None, dropout: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """Causal attention within each row of the batch, every row one conversation. Returns [B, H, T, D]."""
+    length = q_BHTD.shape[2]
+    if softcap is not None or sinks_H is not None or (window is not None and length > window):
+        steps = torch.arange(length, device=q_BHTD.device)
+        gap = steps[:, None] - steps[None, :]
+        sees = (gap >= 0) & (gap < (window or length + 1))
+        return eager(q_BHTD, k_BKTD, v_BKTD, sees, scale, softcap, sinks_H, dropout)
+    groups = q_BHTD.shape[1] // k_BKTD.shape[1]
+    if groups > 1:
+        k_BKTD, v_BKTD = k_BKTD.repeat_interleave(groups, 1), v_BKTD.repeat_interleave(groups, 1)
+    return F.scaled_dot_product_attention(q_BHTD, k_BKTD, v_BKTD, is_causal=True, scale=scale, dropout_p=dropout)
 
 
 def length_groups(bounds: list[int], waste: float = 1.25) -> list[tuple[list[int], int]]:
@@ -128,35 +143,3 @@ def length_groups(bounds: list[int], waste: float = 1.25) -> list[tuple[list[int
         else:
             groups.append(([n], lengths[n]))
     return groups
-
-
-def register() -> str:
-    """Make the packed attention known to transformers as an attention implementation; returns its name.
-
-    It needs ``cu_seq_lens_q`` (the bounds) among the model's keyword arguments; without them it is plain causal SDPA.
-    """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    def forward(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any,
-        scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
-        softcap: float | None = None, s_aux: torch.Tensor | None = None, cu_seq_lens_q: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:  # fmt: skip
-        if cu_seq_lens_q is None or attention_mask is not None:
-            out, _ = sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-            )
-            return out, None
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        out = packed_attention(query, key, value, cu_seq_lens_q, scale, sliding_window, softcap, s_aux)
-        return out.transpose(1, 2).contiguous(), None
-
-    def mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-        return None if attention_mask is None else sdpa_mask(*arguments, attention_mask=attention_mask, **kwargs)
-
-    AttentionInterface.register(NAME, forward)
-    AttentionMaskInterface.register(NAME, mask)
-    return NAME

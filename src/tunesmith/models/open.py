@@ -50,34 +50,39 @@ def open_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    attention: str = "sdpa",
+    attention: str = "varlen",
     trust_remote_code: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> Any:
     """The causal language model in ``folder``, on ``device``, weights in ``dtype``.
 
-    ``attention``: a transformers attention implementation, or ``varlen`` for packed training batches
-    (``kernels.attention``). ``changes``: keys of its config to be read otherwise (RoPE scaling). Raises UserError when the folder holds no readable safetensors weights.
+    ``attention``: ``varlen``, our own (``kernels.interface``), for packed rows, padded rows and generation; or one of transformers'.
+    A model whose code knows no attention but its own keeps that. ``changes``: keys of its config to be read otherwise (RoPE scaling). Raises UserError when the folder holds no readable safetensors
+    weights.
     """
     quiet()
     from transformers import AutoModelForCausalLM
 
     if attention == "varlen":
-        from tunesmith.kernels.attention import register
+        from tunesmith.kernels.interface import register
 
         attention = register()
     if changes:
         config = apply_keys(open_config(folder, trust_remote_code=trust_remote_code), dict(changes))
+
+    def opened(attention: str | None) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, **({"config": config} if changes else {}), dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code,
+            local_files_only=True, use_safetensors=True,
+        )  # fmt: skip
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            **({"config": config} if changes else {}),
-            dtype=dtype,
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        try:
+            model = opened(attention)
+        except (KeyError, ValueError) as error:  # before a weight is read: the model has a table of its own (Falcon)
+            if attention not in str(error):
+                raise
+            model = opened(None)
     except Exception as error:
         raise UserError(
             f"{folder}: the model cannot be opened: {type(error).__name__}: {_first_line(error)}",

@@ -65,6 +65,11 @@ class TrainConfig(Config):
     )
     """Keep in the CPU's memory what waits for the backward pass: the inputs of the layers that are computed twice; with
     gradient_checkpointing=false all that the layers keep. Same result; changes nothing on a CPU."""
+    router_loss: float | None = setting(
+        None, zh="混合专家模型：路由均衡损失的系数；默认取模型配置里的值，0 表示不用。", ge=0
+    )
+    """Mixture-of-experts models: coefficient of the router loss, which keeps the experts evenly used. Default: the one in
+    the model's own config; 0 = none."""
     eval_every: int | None = setting(None, zh="每多少步评估一次（默认每轮结束时）。", ge=1)
     """Evaluate after this many steps; by default at the end of each epoch."""
     eval_at_start: bool = setting(True, zh="训练开始前先评估一次，作为比较的起点。")

@@ -99,6 +99,7 @@ def _setup(
     """The model opened, the method on it, masters and optimizer. ``newest``: the checkpoint to go on from."""
     from tunesmith.models.devices import dtype_for
     from tunesmith.models.noise import add_noise
+    from tunesmith.models.router_loss import with_router_loss
     from tunesmith.train.masters import Masters
     from tunesmith.train.memory import default_micro_tokens
     from tunesmith.train.optimizers.base import parameter_groups
@@ -108,6 +109,7 @@ def _setup(
     dtype = dtype_for(config.precision, device)
     progress.start(f"opening {config.model.ref}")
     model, tokens = _open(config, local, dtype, device, progress)
+    config = _packing(model, config, rows, progress)
     method = load_plugin(METHODS, config.method.kind)
     model = method.apply(
         model, config.method, base_name=local.name, checkpoint=newest, new_rows=tuple(token.id for token in tokens)
@@ -135,6 +137,8 @@ def _setup(
     memory = _plan_memory(run, config, model, stage, rows, masters, groups, build, micro_tokens, progress)
     optimizer = build(groups)
 
+    stage = with_router_loss(stage, model, config.train.router_loss)
+
     def save_model(folder: Path, state: Any) -> None:
         method.save(model, folder, state)
         _save_form(folder, model, config, local, renderer, tokens)
@@ -157,6 +161,20 @@ def _eval_sets(config: TrainRun, held_out: Selection) -> dict[str, list[int]]:
     return {name: np.flatnonzero(held_out.places[:, 0] == i).tolist() for i, name in enumerate(names)}
 
 
+def _packing(model: Any, config: TrainRun, rows: Rows, progress: Progress) -> TrainRun:
+    """Packing only where the model keeps packed conversations apart."""
+    from tunesmith.models.packing_probe import why_not_packed
+    from tunesmith.stages.base import lengths_of
+
+    if not config.train.packing:
+        return config
+    why = why_not_packed(model, max([*lengths_of(rows.train), *lengths_of(rows.eval)], default=0))
+    if why is None:
+        return config
+    progress.say(f"packing is off for this model: {why}; rows are padded instead, the losses are the same")
+    return config.model_copy(update={"train": config.train.model_copy(update={"packing": False})})
+
+
 def _open(
     config: TrainRun, local: LocalModel, dtype: torch.dtype, device: torch.device, progress: Progress
 ) -> tuple[Any, tuple[NewToken, ...]]:
@@ -169,9 +187,7 @@ def _open(
         text = open_config(local.folder, trust_remote_code=config.model.trust_remote_code).get_text_config()
         if (warning := too_long(text, config.data.max_length)) is not None:
             progress.say(f"warning: {warning}")
-    return open_begun(
-        local.folder, config.model, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa"
-    )
+    return open_begun(local.folder, config.model, dtype=dtype, device=device)
 
 
 def _save_form(

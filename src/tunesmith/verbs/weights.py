@@ -26,7 +26,7 @@ def is_part(folder: Path) -> bool:
 
 
 def open_begun(
-    folder: Path, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, attention: str = "sdpa"
+    folder: Path, config: ModelConfig, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, tuple[NewToken, ...]]:
     """The base in ``folder`` as training begins with it, positions stretched and rows for new tokens; and these tokens.
 
@@ -44,7 +44,6 @@ def open_begun(
         folder,
         dtype=dtype,
         device=device,
-        attention=attention,
         trust_remote_code=config.trust_remote_code,
         changes=keys,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.config.errors import ConfigError
 from tunesmith.config.plugins import suggestion
 from tunesmith.models.adapters.config import AdapterConfig, pattern_of
+from tunesmith.models.adapters.mixtures import is_router
 
 
 def target_modules(model: Any, config: AdapterConfig) -> list[str]:
@@ -22,6 +23,7 @@ def target_modules(model: Any, config: AdapterConfig) -> list[str]:
         head, fused = model.get_output_embeddings(), read_as_experts(model)
         linear = {n: m for n, m in able.items() if m is not head and not hasattr(m, "num_embeddings")}
         chosen = [n for n in linear if n.rpartition(".")[2] not in fused]
+        chosen = [name for name in chosen if not is_router(model, name)]
     else:
         chosen = _matching(config.targets, able, "method.targets", model)
     left_out = set(_matching(config.exclude, able, "method.exclude", model))
