@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,12 @@ def open_model(
     device: torch.device,
     attention: str = "sdpa",
     trust_remote_code: bool = False,
+    quantize: Any = None,
 ) -> Any:
     """The causal language model in ``folder``, on ``device``, weights in ``dtype``.
+
+    ``quantize``: a config of ``models.quantization``, which packs the linear layers while they are read. A checkpoint that is
+    stored quantized is opened as it is stored, and then refuses ``quantize``.
 
     ``attention``: a transformers attention implementation, or ``varlen`` for packed training batches
     (``kernels.attention``). Raises UserError when the folder holds no readable safetensors weights.
@@ -45,25 +50,42 @@ def open_model(
     quiet()
     from transformers import AutoModelForCausalLM
 
+    from tunesmith.models.quantization._opening import arguments
+    from tunesmith.models.quantization.bnb import keep_as_stored
+
     if attention == "varlen":
         from tunesmith.kernels.attention import register
 
         attention = register()
+    further = arguments(folder, quantize, dtype, trust_remote_code=trust_remote_code)
+    if further:
+        further |= {"device_map": {"": device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
+            **further,
         )
     except Exception as error:
         raise UserError(
             f"{folder}: the model cannot be opened: {type(error).__name__}: {_first_line(error)}",
             hint="the folder needs config.json and complete .safetensors weights",
         ) from error
-    return model.to(device)
+    if not further:
+        return model.to(device)
+    if told["missing_keys"]:
+        absent = sorted(told["missing_keys"])
+        raise UserError(
+            f"{folder}: {len(absent)} weights of the model were not found in the form its layers have, first {absent[0]}",
+            hint="a quantized mixture of experts cannot be opened yet; name the 16-bit model",
+        )
+    keep_as_stored(model)
+    return model
 
 
 def quiet() -> None:
@@ -72,7 +94,8 @@ def quiet() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\..*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|bitsandbytes)\..*")
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from tunesmith.config.load import save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs import quantized
 from tunesmith.verbs.rows import Rows, encode, pin_rows
 from tunesmith.verbs.run_config import METHODS, OPTIMIZERS, STAGES, TrainRun
 
@@ -87,21 +88,24 @@ def _setup(
 
     from tunesmith.export.companions import save_tokenizer
     from tunesmith.models.open import open_model
+    from tunesmith.models.quantization.base import weights_of
     from tunesmith.train.masters import Masters
     from tunesmith.train.optimizers.base import parameter_groups
     from tunesmith.train.setup import Setup
 
     dtype = getattr(torch, DTYPES[config.precision])
+    method = load_plugin(METHODS, config.method.kind)
+    quantized.check_method(config, local.folder, method)
     progress.start(f"opening {config.model.ref}")
     model = open_model(
         local.folder, dtype=dtype, device=device, attention="varlen" if config.train.packing else "sdpa",
-        trust_remote_code=config.model.trust_remote_code,
+        trust_remote_code=config.model.trust_remote_code, quantize=config.model.quantize,
     )  # fmt: skip
-    method = load_plugin(METHODS, config.method.kind)
-    model = method.apply(model, config.method, base_name=local.name)
+    quantized.tell(model, config, local.folder, progress)
+    model = quantized.apply_method(model, config, method, local.name)
     masters = Masters(model, dtype)
     learned = sum(p.numel() for p in masters.parameters())
-    whole = sum(p.numel() for p in model.parameters())
+    whole = weights_of(model)
     progress.finish(f"{learned / 1e6:.2f} of {whole / 1e6:.1f} million weights are learned ({config.method.kind})")
     micro_tokens = config.train.micro_tokens or max(
         config.data.max_length if device.type == "cuda" else 0, _default_micro(device)

@@ -31,6 +31,8 @@ class Target:
     adapter: Path | None = None
     run: RunFolder | None = None
     config: TrainRun | None = None
+    original: LocalModel | None = None
+    """What the adapter was trained on, when ``base`` was named in its place (the 16-bit original of a quantized base)."""
 
     @property
     def date(self) -> datetime.date | None:
@@ -148,8 +150,11 @@ def renderer_of(target: Target, *, exported: Path | None = None, progress: Progr
     return Renderer(tokenizer, max_length=limit, date=target.date, template=template.text)
 
 
-def open_weights(target: Target, *, precision: str = "auto") -> Any:
-    """The model of a target on the best device, its adapter on it."""
+def open_weights(target: Target, *, precision: str = "auto", as_trained: bool = True) -> Any:
+    """The model of a target on the best device, its adapter on it.
+
+    The base is quantized as the run quantized it; not with ``as_trained=False``, for folders made from it.
+    """
     import torch
 
     from tunesmith.models.devices import best_device, set_threads
@@ -163,7 +168,8 @@ def open_weights(target: Target, *, precision: str = "auto") -> Any:
     precision, _ = resolve_precision(precision, device)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     remote = target.config.model.trust_remote_code if target.config else False
-    model = open_model(target.base.folder, dtype=dtype, device=device, trust_remote_code=remote)
+    quantize = target.config.model.quantize if target.config and as_trained else None
+    model = open_model(target.base.folder, dtype=dtype, device=device, trust_remote_code=remote, quantize=quantize)
     if target.adapter is None:
         return model
     from peft import PeftModel

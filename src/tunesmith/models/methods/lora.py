@@ -14,6 +14,9 @@ from tunesmith.config.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+FREEZES_BASE = True
+"""The base's own weights stay as they are, so that it may be quantized."""
+
 
 class Config(BaseConfig):
     """LoRA adapters in peft's format."""
