@@ -74,9 +74,9 @@ def main() -> None:
         )
         del model
         gc.collect()
-    out = Path(__file__).parent / "results" / "quantized_bases.json"
-    figures = {"device": str(device), "threads": torch.get_num_threads(), "rows": len(rows), "results": results}
-    out.write_text(json.dumps(figures, indent=1) + "\n")
+        out = Path(__file__).parent / "results" / "quantized_bases.json"
+        figures = {"device": str(device), "threads": torch.get_num_threads(), "rows": len(rows), "results": results}
+        out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def opened(folder: Path, device: torch.device, name: str) -> Any:

@@ -292,3 +292,22 @@ def test_the_merge_of_a_stored_base_needs_the_original(tiny: Path, tmp_path: Pat
     assert "--base MODEL" in str(caught.value)
     place, checks = export(f"run:{run.id}", "hf", SILENT, base=str(tiny))
     assert "merged: 14" in checks and place.is_dir()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", KINDS)
+def test_on_a_gpu_as_on_the_cpu(tiny: Path, name: str) -> None:
+    """Opened, run and learned on the GPU in bf16: near the CPU's answer, gradients in every adapter, less memory than 16 bit."""
+    cuda, ids = torch.device("cuda"), torch.arange(40)[None] + 100
+    model = open_model(tiny, dtype=torch.bfloat16, device=cuda, quantize=KINDS[name])
+    assert all(t.is_cuda for t in [*model.parameters(), *model.buffers()])
+    with torch.no_grad():
+        here = opened(tiny, KINDS[name])(ids).logits.log_softmax(-1)
+        there = model(ids.to(cuda)).logits.float().cpu().log_softmax(-1)
+        exact = opened(tiny)(ids).logits.log_softmax(-1)
+    between, away = ((here.exp() * (here - other)).sum(-1).mean() for other in (there, exact))
+    assert between < max(0.1, away)
+    adapted = lora.apply(model, lora.Config(rank=4), base_name="x")
+    adapted(ids.to(cuda)).logits.float().square().mean().backward()
+    learned = [p for p in adapted.parameters() if p.requires_grad]
+    assert len(learned) == 28 and all(p.grad is not None for p in learned)

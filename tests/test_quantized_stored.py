@@ -104,7 +104,7 @@ def compressed_layer(weight: torch.Tensor, form: str) -> tuple[Layer, torch.Tens
     codes, zeros, scales, _, exact = codes_of(weight, 4, 32)  # unsigned here = signed there + 8, for values and zeros
     return {
         "weight_packed": words_along(codes, 4), "weight_scale": scales.t().contiguous(),
-        "weight_zero_point": words_along(zeros.t().contiguous().t(), 4).t().contiguous(),
+        "weight_zero_point": words_along(zeros, 4).t().contiguous(),
         "weight_shape": torch.tensor(weight.shape),
     }, exact  # fmt: skip
 
@@ -187,7 +187,9 @@ def test_bitsandbytes_checkpoint(tiny: Path, tmp_path: Path) -> None:
     ids = torch.arange(30)[None] + 500
     with torch.no_grad():
         assert torch.equal(first(ids).logits, again(ids).logits)
-    assert again.model.layers[0].mlp.up_proj.compute_dtype == torch.float32
+    layer = again.model.layers[0].mlp.up_proj
+    assert layer.compute_dtype == torch.float32
+    assert layer.weight.quant_state.nested, "an evaluation must leave the scales as they were"
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tunesmith.verbs.targets import Target
 
 QUANTIZED_BOUND = 0.5
-"""Mean KL (nats) from quantized base and adapter to the merged 16-bit model, above which the person is warned. 4 bits stay
-below, 3 and 2 bits do not (benchmarks/results/quantized_bases.json)."""
+"""Mean KL (nats) from quantized base and adapter to the merged 16-bit model, above which the person is warned. For scale: nf4
+raises the perplexity of SmolLM2-135M on lantern_bay 1.3 times, which is 0.26 nats a token; larger models lose less."""
 
 
 def check_method(config: TrainRun, folder: Path, method: ModuleType) -> None:

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import torch
 
-BLOCK = 2**21
-"""Weights worked on at once: bounds the memory beside the model."""
+BLOCK = {"cpu": 2**17, "cuda": 2**24}
+"""Weights worked on at once: on a CPU what its caches hold, on a GPU what bounds the memory beside the model."""
 
 
 def steps_and_zeros(
@@ -30,17 +30,21 @@ def steps_and_zeros(
 
     ``iterations=0`` is plain rounding to nearest over the group's range.
     """
-    parts = groups.split(max(1, BLOCK // groups.shape[1]))
+    parts = groups.split(_rows(groups))
     solved = [_solve(part.float(), bits, iterations, p, beta, kappa) for part in parts]
     return torch.cat([step for step, _ in solved]), torch.cat([zero for _, zero in solved])
 
 
 def quantize(groups: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
     """The codes q (uint8) of ``groups`` [count, size] for steps and zeros as they are stored."""
-    size = max(1, BLOCK // groups.shape[1])
+    size = _rows(groups)
     parts = zip(groups.split(size), step.split(size), zero.split(size), strict=True)
     codes = [_codes(g.float() / s.float()[:, None], z.float()[:, None], bits).to(torch.uint8) for g, s, z in parts]
     return torch.cat(codes)
+
+
+def _rows(groups: torch.Tensor) -> int:
+    return max(1, BLOCK.get(groups.device.type, 2**21) // groups.shape[1])
 
 
 def _codes(x: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
@@ -62,12 +66,13 @@ def _solve(
         codes = _codes(x, zero, bits)
         e = x - codes + zero
         size = e.abs()
-        error = size.pow(p).sum(1, keepdim=True)
+        power = size.clamp(min=1e-8).pow(p - 1)
+        error = (power * size).sum(1, keepdim=True)
         better = error < best_error
         best, best_error = torch.where(better, zero, best), torch.where(better, error, best_error)
         if i == iterations or not bool(better.any()):
             break
-        outliers = e.sign() * (size - size.clamp(min=1e-8).pow(p - 1) / beta).clamp_(min=0)
+        outliers = e.sign() * (size - power / beta).clamp_(min=0)
         zero = (codes - x + outliers).mean(1, keepdim=True)
         beta *= kappa
     return step[:, 0].to(torch.bfloat16), best[:, 0].to(torch.float16)
