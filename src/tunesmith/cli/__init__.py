@@ -115,11 +115,14 @@ def export(
         typer.Option("--out", help="Where to write; by default into the run's artifacts, or here for models."),
     ] = None,
     type_: Annotated[str | None, typer.Option("--type", help="GGUF numbers: f32, f16, bf16 or q8_0.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="16-bit original to merge into, for a base that is stored quantized.")
+    ] = None,
 ) -> None:
     """Merge into safetensors or convert to GGUF; the result is checked against what it was made from."""
     from tunesmith.verbs.export import export as verb
 
-    place, checks = verb(model, to, progress(), out=out, type_=type_)
+    place, checks = verb(model, to, progress(), out=out, type_=type_, base=base)
     for line in checks:
         print(f"  {line}", file=sys.stderr)
     typer.echo(str(place))

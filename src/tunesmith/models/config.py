@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
 from tunesmith.config.base import Config, setting
+from tunesmith.config.plugins import kind_union
 from tunesmith.models.rope import RopeConfig
+
+if TYPE_CHECKING:
+    Quantize = Any
+else:
+    Quantize = kind_union("tunesmith.models.quantization", "bnb")
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "pure_bf16"]
 """``pure_bf16``: bf16 without fp32 masters, rounded stochastically."""
@@ -35,6 +41,12 @@ class ModelConfig(Config):
     )
     """Further variables for the chat template, for example {enable_thinking: false}; written into the template that is
     saved with the model."""
+    quantize: Quantize | None = setting(
+        None,
+        zh="把冻结的基座模型量化后再训练（QLoRA）：bnb、hqq 或 fp8；不填则为 16 位。只适用于 LoRA 一类的适配器方法。",
+    )
+    """Quantize the frozen base while it is opened (QLoRA): bnb, hqq or fp8. Only for methods that learn beside the base,
+    such as lora. By default the base stays in 16 bit. What is exported is merged into the 16-bit model."""
     trust_remote_code: bool = setting(False, zh="允许运行模型仓库自带的 Python 代码；只对你信任的模型打开。")
     """Run Python code that comes with the model's repository. Only for models you trust."""
     rope: RopeConfig | None = setting(None, zh="扩展上下文长度（RoPE 缩放）；不填则按模型原样。")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,8 +54,12 @@ def open_model(
     attention: str = "varlen",
     trust_remote_code: bool = False,
     changes: Mapping[str, Any] | None = None,
+    quantize: Any = None,
 ) -> Any:
     """The causal language model in ``folder``, on ``device``, weights in ``dtype``.
+
+    ``quantize``: a config of ``models.quantization``, which packs the linear layers while they are read. A checkpoint that is
+    stored quantized is opened as it is stored, and then refuses ``quantize``.
 
     ``attention``: ``varlen``, our own (``kernels.interface``), for packed rows, padded rows and generation; or one of transformers'.
     A model whose code knows no attention but its own keeps that. ``changes``: keys of its config to be read otherwise (RoPE scaling). Raises UserError when the folder holds no readable safetensors
@@ -63,32 +68,50 @@ def open_model(
     quiet()
     from transformers import AutoModelForCausalLM
 
+    from tunesmith.models.quantization._opening import arguments
+    from tunesmith.models.quantization.bnb import keep_as_stored
+
     if attention == "varlen":
         from tunesmith.kernels.interface import register
 
         attention = register()
+    further = arguments(folder, quantize, dtype, trust_remote_code=trust_remote_code)
+    packed = bool(further)
+    if packed:
+        further |= {"device_map": {"": device}}
     if changes:
-        config = apply_keys(open_config(folder, trust_remote_code=trust_remote_code), dict(changes))
+        further["config"] = apply_keys(
+            further.get("config") or open_config(folder, trust_remote_code=trust_remote_code), dict(changes)
+        )
 
     def opened(attention: str | None) -> Any:
         return AutoModelForCausalLM.from_pretrained(
-            folder, **({"config": config} if changes else {}), dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code,
-            local_files_only=True, use_safetensors=True,
+            folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code,
+            local_files_only=True, use_safetensors=True, output_loading_info=True, **further,
         )  # fmt: skip
 
     try:
         try:
-            model = opened(attention)
+            model, told = opened(attention)
         except (KeyError, ValueError) as error:  # before a weight is read: the model has a table of its own (Falcon)
             if attention not in str(error):
                 raise
-            model = opened(None)
+            model, told = opened(None)
     except Exception as error:
         raise UserError(
             f"{folder}: the model cannot be opened: {type(error).__name__}: {_first_line(error)}",
             hint="the folder needs config.json and complete .safetensors weights",
         ) from error
-    return model.to(device)
+    if not packed:
+        return model.to(device)
+    if told["missing_keys"]:
+        absent = sorted(told["missing_keys"])
+        raise UserError(
+            f"{folder}: {len(absent)} weights of the model were not found in the form its layers have, first {absent[0]}",
+            hint="a quantized mixture of experts cannot be opened yet; name the 16-bit model",
+        )
+    keep_as_stored(model)
+    return model
 
 
 def quiet() -> None:
@@ -97,7 +120,8 @@ def quiet() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\..*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|bitsandbytes)\..*")
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from tunesmith.config.load import save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs import quantized
 from tunesmith.verbs.rows import Rows, encode, pin_rows
 from tunesmith.verbs.run_config import METHODS, OPTIMIZERS, STAGES, TrainRun
 
@@ -99,6 +100,7 @@ def _setup(
     """The model opened, the method on it, masters and optimizer. ``newest``: the checkpoint to go on from."""
     from tunesmith.models.devices import dtype_for
     from tunesmith.models.noise import add_noise
+    from tunesmith.models.quantization.base import weights_of
     from tunesmith.models.router_loss import with_router_loss
     from tunesmith.train.masters import Masters
     from tunesmith.train.memory import default_micro_tokens
@@ -107,18 +109,20 @@ def _setup(
     from tunesmith.verbs.samples import generator, prompts_of
 
     dtype = dtype_for(config.precision, device)
+    method = load_plugin(METHODS, config.method.kind)
+    quantized.check_method(config, local.folder, method)
     progress.start(f"opening {config.model.ref}")
     model, tokens = _open(config, local, dtype, device, progress)
     config = _packing(model, config, rows, progress)
-    method = load_plugin(METHODS, config.method.kind)
-    model = method.apply(
-        model, config.method, base_name=local.name, checkpoint=newest, new_rows=tuple(token.id for token in tokens)
+    quantized.tell(model, config, local.folder, progress)
+    model = quantized.apply_method(
+        model, config, method, base_name=local.name, checkpoint=newest, new_rows=tuple(token.id for token in tokens)
     )
     if config.train.neftune_alpha is not None:
         add_noise(model, config.train.neftune_alpha)
     masters = Masters(model, dtype, pure=config.precision == "pure_bf16")
     learned = sum(p.numel() for p in masters.parameters())
-    whole = sum(p.numel() for p in model.parameters())
+    whole = weights_of(model)
     progress.finish(f"{learned / 1e6:.2f} of {whole / 1e6:.1f} million weights are learned ({config.method.kind})")
     usual = getattr(method, "USUAL_LR", None)
     if usual is not None and config.train.lr > 4 * usual:

@@ -15,6 +15,7 @@ from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
 from tunesmith.export.modelfile import Modelfile
+from tunesmith.verbs import quantized
 from tunesmith.verbs.targets import Target, renderer_of, target_of
 
 if TYPE_CHECKING:
@@ -71,11 +72,20 @@ def merged_folder(target: Target, progress: Progress, out: Path | None = None) -
 
 
 def export(
-    text: str, to: str, progress: Progress, *, out: Path | None = None, type_: str | None = None
+    text: str,
+    to: str,
+    progress: Progress,
+    *,
+    out: Path | None = None,
+    type_: str | None = None,
+    base: str | None = None,
 ) -> tuple[Path, list[str]]:
-    """Export ``text`` (a run or model) ``to`` a target. Returns where it lies and what was checked, in words."""
+    """Export ``text`` (a run or model) ``to`` a target. Returns where it lies and what was checked, in words.
+
+    ``base``: the 16-bit original of a base that is stored quantized; the adapter is merged into it.
+    """
     load_plugin(TARGETS, to)  # an unknown target is said before anything is downloaded
-    target = target_of(text, progress)
+    target = quantized.on_original(target_of(text, progress), base, progress)
     if to == "hf":
         if type_ is not None:
             raise UserError("--type belongs to --to gguf; hf keeps the numbers of the base")
@@ -223,8 +233,9 @@ def check_merge(
     sequences = probe_tokens(target, folder, rows)
     merged = Target(target.name, replace(target.base, folder=folder))
 
-    def remembered(which: Target, name: str) -> Remembered:
-        engine = TransformersEngine(open_weights(which, precision="fp32"), replace_folder(target, folder), name)
+    def remembered(which: Target, name: str, *, as_trained: bool = False) -> Remembered:
+        weights = open_weights(which, precision="fp32", as_trained=as_trained)
+        engine = TransformersEngine(weights, replace_folder(target, folder), name)
         found = Remembered(engine)
         for sequence in sequences:
             found.logprobs(sequence)
@@ -242,6 +253,13 @@ def check_merge(
             hint=f"rounding alone stays below a mean KL of {MERGE_BOUND}; do not use this folder, remove it and export again",
         )
     progress.finish(in_words(figures))
+    original = target.original
+    if original is not None or (target.config is not None and target.config.model.quantize is not None):
+        progress.start("comparing it with the quantized base and adapter, as they were trained")
+        as_it_was = remembered(replace(target, base=original or target.base), "as trained", as_trained=True)
+        difference = parity(as_it_was, whole, sequences)
+        progress.finish(in_words(difference))
+        quantized.warn_of_difference(difference.mean_kl, progress)
     return whole, sequences
 
 

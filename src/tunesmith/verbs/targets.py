@@ -33,6 +33,8 @@ class Target:
     """The folder with what was learned on the base (``verbs.weights``): an adapter, some weights, or a complete model."""
     run: RunFolder | None = None
     config: TrainRun | None = None
+    original: LocalModel | None = None
+    """What the adapter was trained on, when ``base`` was named in its place (the 16-bit original of a quantized base)."""
 
     @property
     def date(self) -> datetime.date | None:
@@ -166,15 +168,15 @@ def _tokenizer_of(target: Target, exported: Path | None) -> Any:
     return open_tokenizer(target.base.folder)
 
 
-def open_weights(target: Target, *, precision: str = "auto") -> Any:
+def open_weights(target: Target, *, precision: str = "auto", as_trained: bool = True) -> Any:
     """The model of a target on the best device, with what was learned.
 
     The base of a run that added tokens has their rows as they were at the beginning, so that both can be asked the same.
-    Its positions are not stretched: it is the model as it was.
+    Its positions are not stretched: it is the model as it was. A base that the
+    run quantized is quantized here too; not with ``as_trained=False``, for folders made from it.
     """
-    import torch
 
-    from tunesmith.models.devices import best_device, set_threads
+    from tunesmith.models.devices import best_device, dtype_for, set_threads
     from tunesmith.models.precision import resolve_precision
 
     set_threads()
@@ -182,12 +184,16 @@ def open_weights(target: Target, *, precision: str = "auto") -> Any:
     if precision == "auto" and target.config is not None:
         precision = target.config.precision
     precision, _ = resolve_precision(precision, device)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    dtype = dtype_for(precision, device)
     remote = target.config.model.trust_remote_code if target.config else False
+    quantize = target.config.model.quantize if target.config and as_trained else None
     if target.learned is not None:
-        return open_learned(target.base.folder, target.learned, dtype=dtype, device=device, trust_remote_code=remote)
+        return open_learned(
+            target.base.folder, target.learned, dtype=dtype, device=device, trust_remote_code=remote, quantize=quantize
+        )
     begun = target.config.model if target.config is not None else ModelConfig(ref=str(target.base.folder))
-    return open_begun(target.base.folder, begun.model_copy(update={"rope": None}), dtype=dtype, device=device)[0]
+    begun = begun.model_copy(update={"rope": None, "quantize": quantize})
+    return open_begun(target.base.folder, begun, dtype=dtype, device=device)[0]
 
 
 def open_engine(text: str, progress: Progress, *, name: str | None = None) -> Engine:

@@ -46,6 +46,7 @@ def open_begun(
         device=device,
         trust_remote_code=config.trust_remote_code,
         changes=keys,
+        quantize=config.quantize,
     )
     if config.rope is not None:
         check_stretched(model, config.rope)
@@ -56,7 +57,13 @@ def open_begun(
 
 
 def open_learned(
-    base: Path, learned: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    base: Path,
+    learned: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    quantize: Any = None,
 ) -> Any:
     """The model that was learned: a complete folder as it is, else the base with the adapter or the weights of ``learned``.
 
@@ -74,7 +81,9 @@ def open_learned(
         forget_lengths(model)
         return model
     changes = read_changes(learned)
-    model = open_model(base, **how, changes={k: v for k, v in changes.config.items() if k in ROPE_KEYS})
+    model = open_model(
+        base, **how, quantize=quantize, changes={k: v for k, v in changes.config.items() if k in ROPE_KEYS}
+    )
     forget_lengths(model)
     fit(model, int(changes.config.get("vocab_size", 0)))
     if is_part(learned):

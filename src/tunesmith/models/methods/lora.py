@@ -30,6 +30,9 @@ REFUSED = {
     "loftq": "it replaces the base by a quantized copy of its own, so that the adapter would fit no other copy of the base",
 }
 
+FREEZES_BASE = True
+"""The base's own weights stay as they are, so that it may be quantized."""
+
 
 class Config(AdapterConfig):
     """LoRA adapters in peft's format."""

@@ -18,6 +18,8 @@ from tunesmith.models.adapters.config import AdapterConfig
 from tunesmith.models.adapters.files import Origin, load_state, remember, save
 
 __all__ = ["Config", "adopted", "apply", "load_state", "save"]
+FREEZES_BASE = True
+"""The base's own weights stay as they are, so the base may be quantized."""
 
 
 class Config(AdapterConfig):
