@@ -1,6 +1,6 @@
-"""Memory and time of every optimizer beside the one it stands on, over the matrices of a model of 73 million weights.
+"""Memory and time of every optimizer beside the one it stands on, over the matrices of a model of 73 million weights (16 layers).
 
-    python benchmarks/optimizers.py [--device cuda] [--steps 5] [--only muon,lion]
+    python benchmarks/optimizers.py [--device cuda] [--steps 5] [--layers 16] [--only muon,lion]
 
 Every optimizer file is found by its name, with its default settings; each runs in a process of its own, turn about with its
 reference, where there is one and it is installed. ``state`` is what a checkpoint holds of it (bytes per weight), ``peak`` what a step takes on
@@ -33,7 +33,7 @@ from tunesmith.train.config import OPTIMIZERS
 from tunesmith.train.optimizer_state import dump
 from tunesmith.train.optimizers.base import parameter_groups
 
-WIDTH, INNER, LAYERS, VOCABULARY = 576, 1536, 16, 16384
+WIDTH, INNER, VOCABULARY = 576, 1536, 16384
 RATE = 1e-3
 
 
@@ -75,10 +75,10 @@ SETTINGS: dict[str, dict[str, Any]] = {"adamw_torchao": {"compile": True}}
 """Where the default is not what the reference does."""
 
 
-def weights(device: str) -> dict[str, torch.nn.Parameter]:
+def weights(device: str, layers: int) -> dict[str, torch.nn.Parameter]:
     """Embeddings, and the matrices and norms of every layer; made on the device."""
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (VOCABULARY, WIDTH)}
-    for i in range(LAYERS):
+    for i in range(layers):
         shapes |= {f"layers.{i}.{name}.weight": (WIDTH, WIDTH) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
         shapes |= {f"layers.{i}.{name}.weight": (INNER, WIDTH) for name in ("gate_proj", "up_proj")}
         shapes |= {f"layers.{i}.down_proj.weight": (WIDTH, INNER), f"layers.{i}.norm.weight": (WIDTH,)}
@@ -121,9 +121,9 @@ class Peak:
 class Measured:
     """One optimizer with weights of its own, and what its steps took."""
 
-    def __init__(self, make: Callable[[list[dict[str, Any]]], Any], device: str) -> None:
+    def __init__(self, make: Callable[[list[dict[str, Any]]], Any], device: str, layers: int) -> None:
         self.device = device
-        self.named = weights(device)
+        self.named = weights(device, layers)
         made = make(parameter_groups(self.named, lr=RATE, weight_decay=0.01))
         self.optimizers = made if isinstance(made, list) else [made]
         self.seconds: list[float] = []
@@ -154,15 +154,15 @@ class Measured:
         }  # fmt: skip
 
 
-def measure(kind: str, device: str, steps: int) -> dict[str, Any]:
+def measure(kind: str, device: str, steps: int, layers: int) -> dict[str, Any]:
     """An optimizer and its reference turn about in this process, so that whatever else the machine does slows both."""
     plugin = load(OPTIMIZERS, kind)
     beside, make = REFERENCES.get(kind, ("", None))
-    ours = Measured(lambda groups: plugin.build(groups, plugin.Config(**SETTINGS.get(kind, {}))), device)
+    ours = Measured(lambda groups: plugin.build(groups, plugin.Config(**SETTINGS.get(kind, {}))), device, layers)
     theirs, why = None, ""
     if make is not None:
         try:
-            theirs = Measured(make, device)
+            theirs = Measured(make, device, layers)
             if hasattr(theirs.optimizers[0], "train"):
                 theirs.optimizers[0].train()
         except ImportError as error:
@@ -184,9 +184,20 @@ def state_bytes(optimizer: torch.optim.Optimizer, named: dict[str, torch.nn.Para
     return sum(value.nbytes for place, value in tensors.items() if not place.endswith("|training_weights"))
 
 
-def in_own_process(kind: str, device: str, steps: int, threads: int) -> dict[str, Any]:
+def in_own_process(kind: str, device: str, steps: int, threads: int, layers: int) -> dict[str, Any]:
     """``measure`` where nothing is left over from the one before."""
-    command = [sys.executable, __file__, "--one", kind, "--device", device, "--steps", str(steps)]
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        kind,
+        "--device",
+        device,
+        "--steps",
+        str(steps),
+        "--layers",
+        str(layers),
+    ]
     done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True)
     if done.returncode:
         return {"kind": kind, "error": (done.stderr.strip().splitlines() or ["died"])[-1][:200]}
@@ -221,25 +232,28 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--device", default="cpu")
     options.add_argument("--steps", type=int, default=5)
+    options.add_argument("--layers", type=int, default=16)
     options.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads")
     options.add_argument("--only", help="kinds, with commas between")
     options.add_argument("--one", help=argparse.SUPPRESS)
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     if given.one:
-        print(json.dumps(measure(given.one, given.device, given.steps)))
+        print(json.dumps(measure(given.one, given.device, given.steps, given.layers)))
         return
     results = []
     for kind in given.only.split(",") if given.only else names(OPTIMIZERS):
-        results.append(in_own_process(kind, given.device, given.steps, given.threads))
+        results.append(in_own_process(kind, given.device, given.steps, given.threads, given.layers))
         print(table(results[-1:]).splitlines()[-1], flush=True)
     name = "optimizers" if given.device == "cpu" else f"optimizers-{given.device}"
     what = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {given.threads} threads"
     out = Path(__file__).parent / "results"
-    about = {"device": what, "torch": torch.__version__, "steps": given.steps}
+    about = {"device": what, "torch": torch.__version__, "steps": given.steps, "layers": given.layers}
     if not given.only:
         (out / f"{name}.json").write_text(json.dumps(about | {"results": results}, indent=1) + "\n")
-        (out / f"{name}.md").write_text(f"{what}, torch {torch.__version__}\n\n{table(results)}\n")
+        (out / f"{name}.md").write_text(
+            f"{what}, torch {torch.__version__}, {given.layers} layers\n\n{table(results)}\n"
+        )
 
 
 if __name__ == "__main__":
