@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from tunesmith.config.base import Config, setting
-from tunesmith.config.plugins import kind_union
+from tunesmith.config.plugins import kind_union, names
+from tunesmith.config.plugins import load as load_plugin
+
+OPTIMIZERS = "tunesmith.train.optimizers"
 
 if TYPE_CHECKING:
     Optimizer = Any
     Schedule = Any
 else:
-    Optimizer = kind_union("tunesmith.train.optimizers", "adamw")
+    Optimizer = kind_union(OPTIMIZERS, "adamw")
     Schedule = kind_union("tunesmith.train.schedules", "cosine")
 
 
@@ -46,6 +49,11 @@ class TrainConfig(Config):
         "auto", zh="重算激活以省内存（更慢）；auto 表示放不下时才用。"
     )
     """Recompute activations to save memory, at some speed; auto = only when they would not fit."""
+    update_in_backward: bool | Literal["two_passes"] = setting(
+        False, zh="在反向传播中逐个张量更新，梯度不同时存在；two_passes 先测全局范数再更新（更慢）。"
+    )
+    """Move each weight as soon as its gradient is there, so that gradients never live together; a step is then one forward
+    pass, and clip bounds each tensor's norm. two_passes = measure the global norm first, at the cost of another backward pass."""
     eval_every: int | None = setting(None, zh="每多少步评估一次（默认每轮结束时）。", ge=1)
     """Evaluate after this many steps; by default at the end of each epoch."""
     save_every: int | None = setting(None, zh="每多少步保存一次检查点（默认每轮结束时）。", ge=1)
@@ -54,6 +62,22 @@ class TrainConfig(Config):
     """How many of the newest checkpoints are kept."""
     seed: int = setting(42, zh="随机种子：数据顺序、划分与初始化。", ge=0)
     """Seed of the data order, the evaluation split and the initialization."""
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether weights are moved within the backward pass; some optimizers always do it."""
+        plugin = load_plugin(OPTIMIZERS, self.optimizer.kind)
+        return bool(self.update_in_backward or getattr(plugin, "IN_BACKWARD", False))
+
+    @model_validator(mode="after")
+    def _can_step_tensor_by_tensor(self) -> TrainConfig:
+        kind = self.optimizer.kind
+        if self.in_backward and not getattr(load_plugin(OPTIMIZERS, kind), "PER_TENSOR", False):
+            can = [name for name in names(OPTIMIZERS) if getattr(load_plugin(OPTIMIZERS, name), "PER_TENSOR", False)]
+            raise ValueError(
+                f"update_in_backward needs an optimizer that steps each tensor on its own ({', '.join(can)}), not {kind}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

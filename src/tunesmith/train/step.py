@@ -8,12 +8,21 @@ from collections.abc import Sequence
 import torch
 
 from tunesmith.stages.base import Item, micro_batches
+from tunesmith.train import backward
+from tunesmith.train.active import only_active
 from tunesmith.train.guards import non_finite
 from tunesmith.train.setup import Setup
 
 
 def optimizer_step(setup: Setup, rows: Sequence[Item], rate: float, step: int) -> tuple[float, float]:
     """One optimizer step over ``rows``; returns the mean loss and the norm of the gradient before clipping."""
+    if setup.config.in_backward:
+        return backward.optimizer_step(setup, rows, rate, step)
+    with only_active(setup.masters, setup.optimizer):
+        return _optimizer_step(setup, rows, rate, step)
+
+
+def _optimizer_step(setup: Setup, rows: Sequence[Item], rate: float, step: int) -> tuple[float, float]:
     config, optimizer = setup.config, setup.optimizer
     weight = sum(row.weight for row in rows)
     total = 0.0

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.config.errors import ConfigError
 from tunesmith.config.load import save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
@@ -108,7 +109,7 @@ def _setup(
     )
     _checkpointing(model, config, micro_tokens, device, progress)
     groups = parameter_groups(masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    optimizer = load_plugin(OPTIMIZERS, config.train.optimizer.kind).build(groups, config.train.optimizer)
+    optimizer = _optimizer(config, model, groups, learned / whole, progress)
 
     def save_model(folder: Path, state: Any) -> None:
         method.save(model, folder, state)
@@ -118,6 +119,26 @@ def _setup(
         model=model, stage=stage, train=rows.train, eval=rows.eval, config=config.train, run=run, masters=masters,
         optimizer=optimizer, micro_tokens=micro_tokens, save_model=save_model,
     )  # fmt: skip
+
+
+def _optimizer(config: TrainRun, model: Any, groups: Any, share: float, progress: Progress) -> torch.optim.Optimizer:
+    """Built by its plug-in, which may take what it needs to know from the model. ``share``: of the weights that are learned."""
+    chosen = config.train.optimizer
+    plugin = load_plugin(OPTIMIZERS, chosen.kind)
+    if config.train.in_backward and config.precision == "fp16":
+        raise ConfigError(
+            "precision=fp16 scales the loss and skips steps whose gradients overflow; a step within the backward pass cannot be skipped",
+            hint="take precision=bf16 or fp32, or train.update_in_backward=false with an optimizer other than lomo",
+        )
+    if getattr(plugin, "FOR_LARGE_MATRICES", False) and share < 0.1:
+        progress.say(
+            f"warning: {chosen.kind} saves memory on the model's own weights, and only {100 * share:.1f} % as many weights are learned "
+            f"here (method {config.method.kind}): it saves next to nothing and may learn worse than adamw"
+        )
+    if hasattr(plugin, "for_model"):
+        chosen = plugin.for_model(chosen, model)
+    optimizer: torch.optim.Optimizer = plugin.build(groups, chosen)
+    return optimizer
 
 
 def _default_micro(device: Any) -> int:
