@@ -12,7 +12,7 @@ import torch
 
 WRAPPERS = {"base_layer", "modules_to_save", "original_module", "default"}
 """Parts of a name that peft puts between a layer and its weight."""
-VOCABULARY = re.compile(r"\w*embed\w*|wte|wpe|lm_head|shared|output|head")
+VOCABULARY = re.compile(r"(?!.*norm)\w*embed\w*|wte|wpe|lm_head|shared|output|head")
 """What transformers' models call their embeddings and their output layer."""
 
 
