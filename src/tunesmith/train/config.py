@@ -8,6 +8,7 @@ from pydantic import NonNegativeInt, field_validator, model_validator
 
 from tunesmith.config.base import Config, setting
 from tunesmith.config.plugins import config_of, kind_union, names
+from tunesmith.config.plugins import load as load_plugin
 
 OPTIMIZERS = "tunesmith.train.optimizers"
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class TrainConfig(Config):
     )
     """Mixture-of-experts models: coefficient of the router loss, which keeps the experts evenly used. Default: the one in
     the model's own config; 0 = none."""
+    update_in_backward: bool | Literal["two_passes"] = setting(
+        False, zh="在反向传播中逐个张量更新，梯度不同时存在；two_passes 先测全局范数再更新（更慢）。"
+    )
+    """Move each weight as soon as its gradient is there, so that gradients never live together; a step is then one forward
+    pass, and clip bounds each tensor's norm. two_passes = measure the global norm first, at the cost of another backward pass."""
     eval_every: int | None = setting(None, zh="每多少步评估一次（默认每轮结束时）。", ge=1)
     """Evaluate after this many steps; by default at the end of each epoch."""
     eval_at_start: bool = setting(True, zh="训练开始前先评估一次，作为比较的起点。")
@@ -107,6 +113,26 @@ class TrainConfig(Config):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether weights are moved within the backward pass; some optimizers always do it."""
+        plugin = load_plugin(OPTIMIZERS, self.optimizer.kind)
+        return bool(self.update_in_backward or getattr(plugin, "IN_BACKWARD", False))
+
+    @model_validator(mode="after")
+    def _can_step_tensor_by_tensor(self) -> TrainConfig:
+        kind = self.optimizer.kind
+        if self.in_backward and not getattr(load_plugin(OPTIMIZERS, kind), "PER_TENSOR", False):
+            can = [name for name in names(OPTIMIZERS) if getattr(load_plugin(OPTIMIZERS, name), "PER_TENSOR", False)]
+            raise ValueError(
+                f"update_in_backward needs an optimizer that steps each tensor on its own ({', '.join(can)}), not {kind}"
+            )
+        if self.in_backward and self.on_spike == "skip":
+            raise ValueError(
+                "on_spike=skip cannot take back a step within the backward pass (update_in_backward, lomo): use warn or stop"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

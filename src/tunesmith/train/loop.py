@@ -145,7 +145,7 @@ class _Loop:
             self.progress.say(said)
         if skipped:
             drop(setup)
-        else:
+        elif not found.moved:
             apply(setup, rate)
         tokens = sum(row.length for row in rows)
         self.meter.step(tokens)

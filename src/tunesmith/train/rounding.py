@@ -61,29 +61,42 @@ class StochasticallyRounded(torch.optim.Optimizer):
             self.place_state = inner.place_state
         self._generators: dict[torch.device, torch.Generator] = {}
         self._added: dict[int, int] = {}
-        place = 0
+        self._moved: dict[int, dict[str, Any]] = {}
+        self._places: dict[
+            int, tuple[dict[str, Any], int, int]
+        ] = {}  # parameter -> group, position there, place of all
         for group in self.param_groups:
             group["rounded_steps"] = 0
-            for parameter in group["params"]:
+            for position, parameter in enumerate(group["params"]):
                 assert parameter.dtype == torch.bfloat16
+                place = len(self._places)
+                self._places[id(parameter)] = (group, position, place)
                 parameter.register_hook(partial(self._add_up, place, group, parameter))
-                place += 1
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step, one tensor at a time: fp32 copies of it, its gradient and its state live while it is stepped."""
         assert closure is None
-        place = 0
         for group in self.param_groups:
-            before = {key: value for key, value in group.items() if key != "params"}
-            after = before
-            for position, parameter in enumerate(group["params"]):
+            for parameter in group["params"]:
                 if parameter.grad is not None:
-                    after = self._step_one(parameter, before, position, place)
-                place += 1
-            # What the optimizer counts per group moved once for every tensor, each time from the same beginning.
+                    self.step_tensor(parameter)
+        self.finish_step()
+
+    @torch.no_grad()
+    def step_tensor(self, parameter: torch.nn.Parameter) -> None:
+        """Step one parameter alone; ``finish_step`` ends the step when all have been."""
+        group, position, place = self._places[id(parameter)]
+        before = {key: value for key, value in group.items() if key != "params"}
+        self._moved[id(group)] = self._step_one(parameter, before, position, place)
+
+    def finish_step(self) -> None:
+        """Count the step. What the optimizer counts per group moved once for every tensor, each time from the same beginning."""
+        for group in self.param_groups:
+            after = self._moved.get(id(group), {})
             group.update({key: value for key, value in after.items() if key not in ("params", "names")})
             group["rounded_steps"] += 1
+        self._moved.clear()
         self._added.clear()
 
     def _step_one(

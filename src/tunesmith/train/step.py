@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from tunesmith.stages.base import Item, Loss, lengths_of, micro_batches
+from tunesmith.train import backward
+from tunesmith.train.active import only_active
 from tunesmith.train.guards import non_finite
 from tunesmith.train.memory import within_memory
 from tunesmith.train.scaler import forward_overflow
@@ -28,6 +30,8 @@ class Gradients:
     metrics: dict[str, float] = field(default_factory=dict)
     padding: float = 0.0
     worst: Sequence[Item] = ()
+    moved: bool = False
+    """The weights have been moved within the backward pass; ``apply`` has nothing left to do."""
 
     @property
     def finite(self) -> bool:
@@ -40,9 +44,12 @@ def gradients(setup: Setup, rows: Sequence[Item], rate: float, step: int) -> Gra
     Figures are read from the device once, at the end. Raises TrainingError when loss or norm are not finite.
     """
     config, masters = setup.config, setup.masters
+    if config.in_backward:
+        return _within_backward(setup, rows, rate, step)
     weight = sum(row.weight for row in rows)
     groups = micro_batches(rows, setup.micro_tokens, packed=config.packing)
-    losses = within_memory(setup.memory, lambda: _backward(setup, rows, groups, weight), lambda: drop(setup))
+    with only_active(masters, setup.optimizer):
+        losses = within_memory(setup.memory, lambda: _backward(setup, rows, groups, weight), lambda: drop(setup))
     norm = torch.nn.utils.clip_grad_norm_(masters.parameters(), config.clip or math.inf)
     totals, norm_value, metrics = _read(losses, norm)
     for members, value in zip(groups, totals):
@@ -74,6 +81,20 @@ def _backward(setup: Setup, rows: Sequence[Item], groups: Sequence[Sequence[int]
         setup.masters.collect()
         losses.append(Loss(loss.total.detach(), loss.weight, loss.metrics))
     return losses
+
+
+def _within_backward(setup: Setup, rows: Sequence[Item], rate: float, step: int) -> Gradients:
+    """As ``gradients``, but the weights are moved at once; all rows are one micro-batch."""
+    loss, norm = backward.optimizer_step(setup, rows, rate, step)
+    totals, norm_value, metrics = _read([loss], norm)
+    return Gradients(
+        totals[0] / loss.weight,
+        norm_value,
+        metrics,
+        _padding(rows, [range(len(rows))], setup.config.packing),
+        rows,
+        moved=True,
+    )
 
 
 def apply(setup: Setup, rate: float) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunesmith.config.errors import ConfigError
 from tunesmith.config.load import save
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import quantized
+from tunesmith.verbs.optimizing import optimizer_builder, plan_memory
 from tunesmith.verbs.rows import Rows, encode, pin_rows
-from tunesmith.verbs.run_config import METHODS, OPTIMIZERS, STAGES, TrainRun
+from tunesmith.verbs.run_config import METHODS, STAGES, TrainRun
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from tunesmith.models.local import LocalModel
     from tunesmith.render.conversation import Renderer
     from tunesmith.render.selection import Selection
-    from tunesmith.train.masters import Masters
-    from tunesmith.train.memory import MemoryPlan
-    from tunesmith.train.optimizers.base import Groups
     from tunesmith.train.setup import Setup
 
 
@@ -137,8 +133,8 @@ def _setup(
     groups = parameter_groups(
         masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay, lr_scales=scales
     )
-    build = _optimizer_builder(config)
-    memory = _plan_memory(run, config, model, stage, rows, masters, groups, build, micro_tokens, progress)
+    build = optimizer_builder(config, model, learned / whole, progress)
+    memory = plan_memory(run, config, model, stage, rows, masters, groups, build, micro_tokens, progress)
     optimizer = build(groups)
 
     stage = with_router_loss(stage, model, config.train.router_loss)
@@ -205,62 +201,3 @@ def _save_form(
     save_tokenizer(local.folder, folder, renderer.chat_template, tokens)
     base = open_config(local.folder, trust_remote_code=config.model.trust_remote_code)
     write_changes(folder, Changes(changed_keys(base, model.config), tokens))
-
-
-def _optimizer_builder(config: TrainRun) -> Callable[[Groups], torch.optim.Optimizer]:
-    """Groups -> the configured optimizer; in pure bf16 it is stepped with stochastic rounding."""
-    from tunesmith.train.rounding import StochasticallyRounded
-
-    plugin = load_plugin(OPTIMIZERS, config.train.optimizer.kind)
-
-    def build(groups: Groups) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = plugin.build(groups, config.train.optimizer)
-        return made
-
-    if config.precision != "pure_bf16":
-        return build
-    return lambda groups: StochasticallyRounded(groups, build, config.train.seed)
-
-
-def _plan_memory(
-    run: RunFolder, config: TrainRun, model: Any, stage: Any, rows: Rows, masters: Masters, groups: Groups,
-    build: Callable[[Groups], torch.optim.Optimizer], micro_tokens: int, progress: Progress,
-) -> MemoryPlan:  # fmt: skip
-    """How much everything takes and how many layers are computed twice; ``auto`` is decided once and written down."""
-    from tunesmith.models.checkpointing import decoder_layers, offload_layers
-    from tunesmith.models.offload import Offload
-    from tunesmith.stages.base import lengths_of
-    from tunesmith.train.footprint import footprint
-    from tunesmith.train.memory import heaviest, plan
-    from tunesmith.train.order import Order
-
-    wanted, train = config.train.gradient_checkpointing, config.train
-    layers = decoder_layers(model)
-    if not layers and wanted not in (False, 0, "auto"):
-        raise ConfigError(
-            f"train.gradient_checkpointing: {type(model).__name__} has no layers that can be computed twice",
-            hint="train.gradient_checkpointing=false, and a smaller train.micro_tokens where memory is short",
-        )
-    device = next(model.parameters()).device
-    offload = None
-    if train.activation_offload and device.type == "cuda":
-        offload = Offload(device, (*model.parameters(), *model.buffers()))
-    elif train.activation_offload:
-        progress.say(f"train.activation_offload changes nothing here: device {device.type}")
-    order = Order(lengths_of(rows.train), train.batch, train.seed, train.batch_tokens)
-    found = plan(
-        wanted, model, layers, stage, heaviest(rows.train, order, micro_tokens, packed=train.packing),
-        footprint(model, masters, groups, build), micro_tokens=micro_tokens, packed=train.packing, offload=offload,
-    )  # fmt: skip
-    if offload is not None and wanted is False:
-        offload_layers(layers, offload)
-
-    def pin(count: int) -> None:
-        changed = train.model_copy(update={"gradient_checkpointing": count})
-        save(config.model_copy(update={"train": changed}), run.config_path)
-
-    if wanted == "auto":
-        pin(found.checkpointed)
-    found.say, found.pin = progress.say, pin
-    progress.say(found.line())
-    return found

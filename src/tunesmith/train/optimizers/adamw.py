@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from tunesmith.train.optimizers.base import Groups
 
+PER_TENSOR = True
+"""Each tensor's step needs its own gradient only."""
+
 
 class Config(BaseConfig):
     """AdamW: adaptive steps with decoupled weight decay."""
