@@ -135,15 +135,7 @@ def plan(
     before = memory(device)
     found: Activations | None = None
     for rows in probes:
-        batch = stage.collate(rows, packed=packed)
-        try:
-            one = measure(model, layers, partial(stage.loss, model, batch), offloaded=offload is not None)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            one = Activations(
-                (before.total,) * len(layers), (0,) * len(layers), 0, 0, 0
-            )  # not even a forward pass fits
+        one = _measured(model, layers, stage, rows, packed=packed, offloaded=offload is not None)
         found = one if found is None else found.joined(one)
     assert found is not None
     if wanted == "auto":
@@ -156,6 +148,27 @@ def plan(
     return MemoryPlan(
         device, before, held, found, layers, count, micro_tokens, longest, offload, may_raise=wanted is not False
     )
+
+
+def _measured(
+    model: torch.nn.Module,
+    layers: Sequence[torch.nn.Module],
+    stage: Stage,
+    rows: Sequence[Item],
+    *,
+    packed: bool,
+    offloaded: bool,
+) -> Activations:
+    """What a forward pass of ``rows`` keeps; where not even that pass fits, in proportion to what half of them keep."""
+    batch = stage.collate(rows, packed=packed)
+    try:
+        return measure(model, layers, partial(stage.loss, model, batch), offloaded=offloaded)
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) == 1 or not out_of_memory(error):
+            raise
+    half = rows[::2]
+    found = _measured(model, layers, stage, half, packed=packed, offloaded=offloaded)
+    return found.scaled(sum(row.length for row in rows) / sum(row.length for row in half))
 
 
 def heaviest(items: Sequence[Item], batch: int, seed: int, micro_tokens: int, *, packed: bool) -> list[list[Item]]:
