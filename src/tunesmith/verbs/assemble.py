@@ -33,7 +33,7 @@ def assemble(
     import torch
 
     from tunesmith.models.devices import best_device, set_threads
-    from tunesmith.train.memory import opening
+    from tunesmith.train.out_of_memory import opening
 
     set_threads()
     device = best_device()
