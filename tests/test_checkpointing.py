@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tunesmith.models.offload import Offload
 from tunesmith.runs.folder import RunFolder
 from tunesmith.stages import sft
 from tunesmith.train import memory
+from tunesmith.train.footprint import Footprint
 from tunesmith.verbs.run_config import config_of_run, load_config
 from tunesmith.verbs.train import create, execute
 
@@ -160,6 +162,29 @@ def test_the_peak_is_foretold(adapted: Any, batch: tuple[sft.Sft, sft.Batch]) ->
     for count in (0, 2, LAYERS):
         checkpoint_layers(layers, count)
         assert found.needed(count) == pytest.approx(allocated_at_most(work), rel=0.03), count
+
+
+def test_a_pass_that_does_not_fit_is_foretold_from_half_of_it(
+    adapted: Any, batch: tuple[sft.Sft, sft.Batch], four: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight equal rows; passes of more than two of them run out of memory."""
+    from test_loop import rows_for
+
+    stage, rows = rows_for(four, 1)
+    held = Footprint(0, 0, 0, 0, 0, 0)
+    plan = partial(
+        memory.plan, False, adapted, decoder_layers(adapted), stage, [rows * 8], held, micro_tokens=8, packed=True
+    )
+    expected = plan().activations
+    real = sft.Sft.loss
+
+    def loss(self: sft.Sft, model: Any, batch: sft.Batch) -> Any:
+        if batch.tokens > 2 * rows[0].length:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, model, batch)
+
+    monkeypatch.setattr(sft.Sft, "loss", loss)
+    assert plan().activations.needed(1) == pytest.approx(expected.needed(1), rel=0.01)
 
 
 def test_never_a_layer_more_than_needed() -> None:

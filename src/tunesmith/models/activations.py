@@ -45,6 +45,12 @@ class Activations:
         numbers = range(len(self.layers) + 1)
         return next((n for n in numbers if self.needed(n) <= free), min(numbers, key=self.needed))
 
+    def scaled(self, factor: float) -> Activations:
+        """For a micro-batch of ``factor`` times as many tokens."""
+        layers, inputs = (tuple(int(size * factor) for size in sizes) for sizes in (self.layers, self.inputs))
+        outside, largest, widest = (int(size * factor) for size in (self.outside, self.largest, self.widest))
+        return Activations(layers, inputs, outside, largest, widest)
+
     def joined(self, other: Activations) -> Activations:
         """The larger of two measurements, part by part."""
         pairs = zip((self.layers, self.inputs), (other.layers, other.inputs))

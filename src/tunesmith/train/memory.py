@@ -7,15 +7,13 @@ from __future__ import annotations
 import gc
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 import torch
 
-from tunesmith.config.errors import TrainingError
 from tunesmith.models.activations import Activations, measure
 from tunesmith.models.checkpointing import checkpoint_layers
 from tunesmith.models.devices import Memory, forget_peak, memory
@@ -23,8 +21,8 @@ from tunesmith.models.offload import Offload
 from tunesmith.stages.base import Item, Stage, lengths_of, micro_batches
 from tunesmith.train.footprint import Footprint
 from tunesmith.train.order import Order
+from tunesmith.train.out_of_memory import GIB, explain, gib, is_out_of_memory
 
-GIB = 1 << 30
 RESERVE = 0.08
 """Share of the free memory that is left alone: fragments, work space of kernels, and what the estimate misses."""
 T = TypeVar("T")
@@ -60,13 +58,13 @@ class MemoryPlan:
         count, learning = len(self.layers), self.footprint.learning
         how = f"{self.checkpointed} of {count} layers are computed twice" if self.checkpointed else "no checkpointing"
         return (
-            f"memory: weights {_gib(self.footprint.weights)} GiB, masters, gradients and optimizer {_gib(learning)}, activations "
-            f"about {_gib(self.activations.needed(self.checkpointed))} of {_gib(self.before.free - self.footprint.to_come)} free: {how}"
+            f"memory: weights {gib(self.footprint.weights)} GiB, masters, gradients and optimizer {gib(learning)}, activations "
+            f"about {gib(self.activations.needed(self.checkpointed))} of {gib(self.before.free - self.footprint.to_come)} free: {how}"
         )
 
     def peak_line(self) -> str:
         """The peak that was, beside the one that was expected."""
-        return f"peak memory {_gib(memory(self.device).peak)} GiB, expected {_gib(self.expected)}"
+        return f"peak memory {gib(memory(self.device).peak)} GiB, expected {gib(self.expected)}"
 
     def checkpoint_more(self) -> bool:
         """Compute an eighth of the layers more twice and write it down; False when that cannot be."""
@@ -80,39 +78,6 @@ class MemoryPlan:
             f"memory ran out: from now on {self.checkpointed} of {count} layers are computed twice; the step is repeated"
         )
         return True
-
-    def explain(self, error: BaseException) -> TrainingError:
-        """``error`` (memory ran out) in words: what takes how much, and what to change, the most useful first."""
-        f, now = self.footprint, self.activations.needed(self.checkpointed)
-        parts = (("weights", f.weights), ("masters", f.masters), ("gradients", f.gradients), ("optimizer", f.optimizer))
-        listed = ", ".join(f"{name} {_gib(size)}" for name, size in (*parts, ("activations about", now)) if size)
-        return TrainingError(
-            f"the memory of the {self.device.type} ({_gib(self.before.total)} GiB, {_gib(self.before.free + self.before.used)} of it for "
-            f"this run) is not enough: {listed} GiB with {self.micro_tokens} tokens at a time ({first_line(error)})",
-            hint=("; ".join(self._advice()) or "a smaller model, or a device with more memory")
-            + ". The run can be resumed from its last checkpoint",
-        )
-
-    def _advice(self) -> list[str]:
-        f, acts, count = self.footprint, self.activations, len(self.layers)
-        now = acts.needed(self.checkpointed)
-        options: list[tuple[float, str]] = []
-        if self.micro_tokens > self.longest:
-            smaller = max(self.longest, self.micro_tokens // 2)
-            saved = now * (1 - smaller / self.micro_tokens)
-            options.append((saved, f"train.micro_tokens={smaller}, same result"))
-        else:
-            options.append((now / 2, f"data.max_length={self.longest // 2}: the longest row has {self.longest} tokens"))
-        if self.checkpointed < count:
-            options.append((now - acts.needed(count), "train.gradient_checkpointing=true, slower by about a third"))
-        elif count and self.offload is None and self.device.type == "cuda":
-            options.append((sum(acts.inputs), "train.activation_offload=true"))
-        if f.learned > 0.1 * f.weights:
-            options.append((f.learning, "method=lora: only adapters are learned"))
-            options.append((f.masters + f.gradients // 2 + f.optimizer // 2, "precision=pure_bf16"))
-        options.append((f.unquantized * 0.7, "model.quantize: the frozen weights in 4 bits"))
-        best = sorted(options, key=lambda option: -option[0])[:3]
-        return [f"{text} (about {_gib(saved)} GiB less)" for saved, text in best if saved > 0]
 
 
 def plan(
@@ -135,15 +100,7 @@ def plan(
     before = memory(device)
     found: Activations | None = None
     for rows in probes:
-        batch = stage.collate(rows, packed=packed)
-        try:
-            one = measure(model, layers, partial(stage.loss, model, batch), offloaded=offload is not None)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            one = Activations(
-                (before.total,) * len(layers), (0,) * len(layers), 0, 0, 0
-            )  # not even a forward pass fits
+        one = _measured(model, layers, stage, rows, packed=packed, offloaded=offload is not None)
         found = one if found is None else found.joined(one)
     assert found is not None
     if wanted == "auto":
@@ -156,6 +113,27 @@ def plan(
     return MemoryPlan(
         device, before, held, found, layers, count, micro_tokens, longest, offload, may_raise=wanted is not False
     )
+
+
+def _measured(
+    model: torch.nn.Module,
+    layers: Sequence[torch.nn.Module],
+    stage: Stage,
+    rows: Sequence[Item],
+    *,
+    packed: bool,
+    offloaded: bool,
+) -> Activations:
+    """What a forward pass of ``rows`` keeps; where not even that pass fits, in proportion to what half of them keep."""
+    batch = stage.collate(rows, packed=packed)
+    try:
+        return measure(model, layers, partial(stage.loss, model, batch), offloaded=offloaded)
+    except (RuntimeError, MemoryError) as error:
+        if len(rows) == 1 or not is_out_of_memory(error):
+            raise
+    half = rows[::2]
+    found = _measured(model, layers, stage, half, packed=packed, offloaded=offloaded)
+    return found.scaled(sum(row.length for row in rows) / sum(row.length for row in half))
 
 
 def heaviest(items: Sequence[Item], order: Order, micro_tokens: int, *, packed: bool) -> list[list[Item]]:
@@ -185,9 +163,9 @@ def within_memory(found: MemoryPlan | None, work: Callable[[], T], forget: Calla
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            if found is None or not out_of_memory(error):
+            if found is None or not is_out_of_memory(error):
                 raise
-            problem = found.explain(error)
+            problem = explain(found, error)
         forget()  # outside of the handler: the error's frames held the activations
         gc.collect()
         if found.device.type == "cuda":
@@ -197,55 +175,12 @@ def within_memory(found: MemoryPlan | None, work: Callable[[], T], forget: Calla
             raise problem
 
 
-@contextmanager
-def in_words(found: MemoryPlan) -> Iterator[None]:
-    """Whatever runs out of memory inside the block is a TrainingError in words."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise found.explain(error) from error
-
-
-@contextmanager
-def opening(reference: str, device: torch.device) -> Iterator[None]:
-    """Running out of memory inside the block, where the model is opened, is a TrainingError in words."""
-    total = memory(device).total
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise TrainingError(
-            f"{reference} does not fit into the memory of the {device.type} ({_gib(total)} GiB): {first_line(error)}",
-            hint="model.quantize opens it in 4 bits; method=lora learns with the least memory; or take a smaller model",
-        ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on whatever device."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
-
-
 def default_micro_tokens(device: torch.device) -> int:
     """Tokens of one forward pass: 512 on a CPU; on a GPU by its memory, so that most of it is at work."""
     if device.type == "cpu":
         return 512
     total = memory(device).total / GIB
     return next((tokens for below, tokens in ((9, 2048), (20, 4096), (60, 8192)) if total < below), 16384)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:160]
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
 
 
 def _random_states() -> tuple[object, ...]:

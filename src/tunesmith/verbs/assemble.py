@@ -35,7 +35,7 @@ def assemble(
 
     from tunesmith.models.devices import best_device, set_threads
     from tunesmith.train.checkpoint_files import newest_whole
-    from tunesmith.train.memory import opening
+    from tunesmith.train.out_of_memory import opening
 
     if config.train.deterministic:
         from tunesmith.models.determinism import be_deterministic

@@ -119,7 +119,7 @@ def _execute(run: RunFolder, progress: Progress) -> RunFolder:
 def _train(run: RunFolder, config: TrainRun, progress: Progress) -> Any:
     from tunesmith.runs.plot import plot_loss
     from tunesmith.train.loop import train
-    from tunesmith.train.memory import in_words
+    from tunesmith.train.out_of_memory import in_words
     from tunesmith.verbs.assemble import assemble
 
     setup, resume = assemble(run, config, progress)
