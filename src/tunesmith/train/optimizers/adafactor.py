@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from tunesmith.train.optimizers.base import Groups
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """Adafactor: AdamW's adaptive steps with almost no memory. Steps are relative to the size of the weights, so ``train.lr`` is

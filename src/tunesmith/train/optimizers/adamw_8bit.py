@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 REQUIRES = ("bitsandbytes", "bnb")
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """AdamW with its moments in 8 bits (bitsandbytes): a quarter of the memory, AdamW's learning rates."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 REQUIRES = ("torchao", "torchao")
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """AdamW with its moments in few bits (torchao): a quarter or an eighth of the memory, AdamW's learning rates."""

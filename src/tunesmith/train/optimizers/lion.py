@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from tunesmith.train.optimizers.base import Groups
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """Lion: the sign of a momentum, half of AdamW's memory. The paper takes a learning rate 3 to 10 times smaller than AdamW's

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from tunesmith.train.optimizers.base import Groups
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """Muon for matrices (LoRA's too), AdamW for embeddings, the output layer, norms and biases. Half of AdamW's memory; with

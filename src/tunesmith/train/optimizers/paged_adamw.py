@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 REQUIRES = ("bitsandbytes", "bnb")
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """AdamW whose moments the GPU may move to the computer's memory (bitsandbytes). On a CPU there is nothing to move."""

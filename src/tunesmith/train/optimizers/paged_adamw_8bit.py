@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 REQUIRES = ("bitsandbytes", "bnb")
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """AdamW with 8-bit moments that the GPU may move to the computer's memory (bitsandbytes). On a CPU the same as ``adamw_8bit``."""

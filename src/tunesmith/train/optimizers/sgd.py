@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from tunesmith.train.optimizers.base import Groups
 
+PER_TENSOR = True
+"""The step of a tensor needs its own gradient only (``train.backward``)."""
+
 
 class Config(BaseConfig):
     """SGD: a step along the gradient, with momentum. Learning rates are a hundred times AdamW's and more (1e-2 to 1e-1)."""
