@@ -69,7 +69,7 @@ def theirs(folder: Path, name: str, steps: int, work: Path, schedule: str) -> li
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
-    from tunesmith.train.order import rows_of_step
+    from tunesmith.train.order import Order
 
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -79,7 +79,8 @@ def theirs(folder: Path, name: str, steps: int, work: Path, schedule: str) -> li
         model.requires_grad_(False)
         model.model.layers[-1].requires_grad_(True)
     rows = learnable_rows()
-    order = [i for step in range(1, steps + 1) for i in rows_of_step(step, len(rows), BATCH, TrainConfig().seed)]
+    plan = Order([row.length for row in rows], BATCH, TrainConfig().seed)
+    order = [i for step in range(1, steps + 1) for i in plan.rows(step)]
 
     def collate(batch: list[sft.Row]) -> dict[str, torch.Tensor]:
         longest = max(row.length for row in batch)

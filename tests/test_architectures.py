@@ -239,13 +239,14 @@ def test_the_router_loss_is_transformers_own(folders: Callable[[str], Path], fam
 @pytest.mark.parametrize("family", ROUTED)
 def test_padding_has_no_part_in_the_router_loss(folders: Callable[[str], Path], family: str) -> None:
     """Packed (no padding there is) = padded = with activations computed again; and it reaches the weights before the router."""
-    from tunesmith.verbs.assemble import turn_on_checkpointing
+    from tunesmith.models.checkpointing import checkpoint_layers, decoder_layers
 
     values, reached = [], []
     for packed, again in ((True, False), (False, False), (True, True)):
         model = open_model(folders(family), dtype=torch.float32, device=CPU).train()
         if again:
-            turn_on_checkpointing(model)
+            layers = decoder_layers(model)
+            checkpoint_layers(layers, len(layers))
         loss = with_router_loss(STAGE, model, 1.0).loss(model, STAGE.collate(some_rows(), packed=packed))
         loss.total.backward()
         values.append(float(loss.metrics["router_loss"][0]))

@@ -23,7 +23,7 @@ from tunesmith.models.methods import full
 from tunesmith.models.open import open_model
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train import loop
-from tunesmith.train.order import rows_of_step
+from tunesmith.train.order import Order
 from tunesmith.train.schedule import learning_rate
 from tunesmith.verbs.assemble import assemble
 from tunesmith.verbs.export import export
@@ -95,8 +95,9 @@ def test_equals_a_plain_transformers_loop(tiny: Path) -> None:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     theirs = []
+    order = Order([row.length for row in rows], config.batch, config.seed)
     for step in range(1, 7):
-        batch = [rows[i] for i in rows_of_step(step, len(rows), config.batch, config.seed)]
+        batch = [rows[i] for i in order.rows(step)]
         longest = max(row.length for row in batch)
         ids = torch.tensor([[*row.ids.tolist(), *[2] * (longest - row.length)] for row in batch])
         attention = torch.tensor([[1] * row.length + [0] * (longest - row.length) for row in batch])

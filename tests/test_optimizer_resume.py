@@ -22,7 +22,9 @@ from tunesmith.train.config import OPTIMIZERS, TrainConfig
 from tunesmith.train.evaluation import evaluate
 from tunesmith.train.loop import train
 
-KINDS: list[Any] = [*names(OPTIMIZERS), {"kind": "adamw_torchao", "state": "4bit"}, {"kind": "adamw_torchao", "state": "fp8"}, {"kind": "sgd", "momentum": 0.0}]  # fmt: skip
+ALONE = {"badam": {"kind": "badam", "embeddings": True}}
+"""The model has no numbered layers, so it is BAdam's one block."""
+KINDS: list[Any] = [*(ALONE.get(name, name) for name in names(OPTIMIZERS)), {"kind": "adamw_torchao", "state": "4bit"}, {"kind": "adamw_torchao", "state": "fp8"}, {"kind": "sgd", "momentum": 0.0}]  # fmt: skip
 
 
 def config_for(kind: Any, **changes: Any) -> TrainConfig:
@@ -49,16 +51,14 @@ def new_run(tmp_path: Path, name: str) -> RunFolder:
 
 def stopped_after(setup: Any, step: int) -> Any:
     """``setup`` whose process is asked to stop within that step."""
-    real, count = setup.optimizer.step, 0
+    real = setup.run.append_metrics
 
-    def step_then_signal(*arguments: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == step:
+    def record_then_signal(record: Any) -> None:
+        real(record)
+        if record["kind"] == "step" and record["step"] == step:
             signal.raise_signal(signal.SIGTERM)
-        return real(*arguments)
 
-    setup.optimizer.step = step_then_signal
+    setup.run.append_metrics = record_then_signal
     return setup
 
 

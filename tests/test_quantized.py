@@ -242,7 +242,9 @@ def test_what_cannot_be_done_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch
     for start in ("pissa_niter_2", "olora"):
         with pytest.raises(ConfigError, match="the base is quantized"):
             method = type("m", (), {"apply": staticmethod(rewriting)})
-            apply_method(opened(tiny, KINDS["hqq8"]), config.model_copy(update={"method": start}), method, "x")
+            apply_method(
+                opened(tiny, KINDS["hqq8"]), config.model_copy(update={"method": start}), method, base_name="x"
+            )
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else real(name, *a)

@@ -259,6 +259,7 @@ def test_columns_and_settings_reach_the_command(tmp_path: Path) -> None:
     assert report.shape["rows"] == 1 and report.sets[0]["format"] == "alpaca"
     assert report.training == {
         "stage": "sft", "rows": 1, "epochs": 1.0, "batch": 16, "max_steps": 0, "held_out": 0, "steps": 1, "few": True, "none": "",
+        "tokens": "", "about": False,
     }  # fmt: skip
     assert report.head["steps"] == "1 row × 1 epoch / 16 = 1 step: probably too few to see a change"
 

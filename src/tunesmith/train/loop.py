@@ -174,7 +174,7 @@ class _Loop:
         if mfu is not None:
             line["mfu"] = round(mfu, 4)
         if spike is not None:
-            line["spike"] = spike.what
+            line |= {"spike": spike.what, "skipped": False}
         if self.setup.masters.scaler:
             line["loss_scale"] = self.setup.masters.scaler.scale
         if skipped:
