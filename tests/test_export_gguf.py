@@ -276,7 +276,7 @@ def test_refusals_before_any_work(tiny: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ExportError, match="its header describes"):
         gguf.export(cut, out, gguf.Config())
     (cut / "adapter_config.json").write_text("{}")
-    with pytest.raises(ExportError, match="is an adapter"):
+    with pytest.raises(ExportError, match="holds an adapter"):
         gguf.export(cut, out, gguf.Config())
     out.write_text("mine")
     with pytest.raises(ExportError, match="exists already"):

@@ -55,7 +55,7 @@ def test_the_life_of_a_run(tiny: Path) -> None:
     best = run.best_step()
     shown = call("show", run.id).output
     assert f"step-{best} (best)" in shown and f"best step: {best}" in shown
-    assert target_of(f"run:{run.id}@best", SILENT).adapter == run.checkpoint(best)
+    assert target_of(f"run:{run.id}@best", SILENT).learned == run.checkpoint(best)
 
     assert "runs continue" in refused("resume", run.id) and "runs restart" in refused("resume", run.id)
     assert "nothing is left to do" in refused("continue", run.id, "train.max_steps=1")

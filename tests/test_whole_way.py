@@ -43,7 +43,7 @@ def test_the_run_folder_tells_everything(run: RunFolder) -> None:
     assert (run.artifacts / "loss.png").stat().st_size > 5000
     config = config_of_run(run)
     assert config.precision in ("bf16", "fp32") and config.data.date, "what could change later is pinned"
-    assert "training: loss" in run.log_path.read_text(encoding="utf-8")
+    assert "training 6/6: loss" in run.log_path.read_text(encoding="utf-8")
 
 
 def test_compare_before_and_after(run: RunFolder) -> None:
@@ -140,18 +140,18 @@ def test_last_passes_over_failed_starts(run: RunFolder) -> None:
 
     failed = RunFolder.create(run.config_path.read_text(encoding="utf-8"), "zz-failed", run.path.parent)
     failed.update_status(state="failed", created=run.stored_status().created + 100)
-    assert target_of("last", SILENT).adapter == run.checkpoint()
+    assert target_of("last", SILENT).learned == run.checkpoint()
     failed.delete()
 
 
 def test_references_to_a_run(run: RunFolder, tiny: Path) -> None:
     from tunesmith.verbs.targets import target_of
 
-    assert target_of("last", SILENT).adapter == run.checkpoint()
-    assert target_of(f"run:{run.id}@base", SILENT).adapter is None
-    assert target_of(f"{run.id}@step-6", SILENT).adapter == run.checkpoint(6)
-    assert target_of(f"{tiny}+run:{run.id}", SILENT).adapter == run.checkpoint()
-    assert target_of(f"{tiny}+{run.checkpoint()}", SILENT).adapter == run.checkpoint()
+    assert target_of("last", SILENT).learned == run.checkpoint()
+    assert target_of(f"run:{run.id}@base", SILENT).learned is None
+    assert target_of(f"{run.id}@step-6", SILENT).learned == run.checkpoint(6)
+    assert target_of(f"{tiny}+run:{run.id}", SILENT).learned == run.checkpoint()
+    assert target_of(f"{tiny}+{run.checkpoint()}", SILENT).learned == run.checkpoint()
     for wrong in ("last@foo", f"{run.id}@step-5", f"run:{run.id}@step-x"):
         with pytest.raises(UserError):
             target_of(wrong, SILENT)
@@ -179,7 +179,7 @@ def test_a_merge_that_loses_the_adapter_is_found_out(run: RunFolder, tiny: Path)
 
     target = target_of(run.id, SILENT)
     check_merge(target, merged_folder(target, SILENT)[0], SILENT)
-    with pytest.raises(ExportError, match="does not answer as base and adapter do"):
+    with pytest.raises(ExportError, match="does not answer as the trained one does"):
         check_merge(target, tiny, SILENT)
 
 

@@ -80,7 +80,7 @@ def _sort_out(folder: Path, config: dict[str, Any], tensors: dict[str, StoredTen
     changes: dict[str, tuple[Change, ...]] = {}
     replaced: dict[str, StoredTensor] = {}
     carried: dict[str, StoredTensor] = {}
-    rows: dict[str, Rows] = {}
+    row_tensors: dict[str, StoredTensor] = {}
     holders = tuple(one.rpartition(".")[0] for one in config.get("target_parameters") or ())
     for name, tensor in tensors.items():
         plain = name.removeprefix("base_model.model.")
@@ -98,8 +98,7 @@ def _sort_out(folder: Path, config: dict[str, Any], tensors: dict[str, StoredTen
         elif turned:
             changes[f"{turned[1]}.weight"] = (oft.rotation(tensor, config),)
         elif plain.endswith(TRAINED_ROWS):
-            module = plain.removesuffix(TRAINED_ROWS)
-            rows[f"{module}.weight"] = _trained_rows(folder, config, module, tensor)
+            row_tensors[plain.removesuffix(TRAINED_ROWS)] = tensor
         elif plain.endswith(".base_layer.weight"):
             carried[plain.replace(".base_layer", "")] = tensor
         elif "lora_" in plain or "oft_" in plain or not name.startswith("base_model.model."):
@@ -109,22 +108,40 @@ def _sort_out(folder: Path, config: dict[str, Any], tensors: dict[str, StoredTen
     for (module, embedding), parts in layers.items():
         if embedding or (module, True) not in layers:
             changes[f"{module}.weight"] = (lora.delta(where, config, module, parts, embedding=embedding),)
+    rows = _trained_rows(folder, config, row_tensors)
     base = config.get("base_model_name_or_path") or None
     return Adapter(
         folder, base, changes, replaced, carried, bool(config.get("ensure_weight_tying")), config, experts, rows
     )
 
 
-def _trained_rows(folder: Path, config: dict[str, Any], module: str, tensor: StoredTensor) -> Rows:
-    """peft keeps which rows were trained in its config: for all such layers alike, or by the layer's name."""
+def _trained_rows(folder: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, Rows]:
+    """Rows that were trained alone, by weight name. ``tensors``: module -> what its rows became.
+
+    peft keeps which rows in its config: for all layers alike, or by the layer's name. A layer that is tied to another one is not
+    named there; its tensor is a copy of the other's, and not told again.
+    """
+    found: dict[str, Rows] = {}
     which = config.get("trainable_token_indices")
-    if isinstance(which, dict):
-        which = next((ids for name, ids in which.items() if f".{module}".endswith(f".{name}")), None)
-    if not isinstance(which, list) or len(which) != tensor.shape[0]:
-        raise ExportError(
-            f"{folder / CONFIG} does not say which rows of {module} were trained", hint="the adapter is not complete"
-        )
-    return Rows(tuple(int(i) for i in which), tensor)
+    for module, tensor in tensors.items():
+        ids = which
+        if isinstance(which, dict):
+            ids = next((ids for name, ids in which.items() if f".{module}".endswith(f".{name}")), None)
+            others = [other for name, other in tensors.items() if name != module]
+            if ids is None and any(_same(tensor, other) for other in others):
+                continue
+        if not isinstance(ids, list) or len(ids) != tensor.shape[0]:
+            raise ExportError(
+                f"{folder / CONFIG} does not say which rows of {module} were trained",
+                hint="the adapter is not complete",
+            )
+        found[f"{module}.weight"] = Rows(tuple(int(i) for i in ids), tensor)
+    return found
+
+
+def _same(first: StoredTensor, second: StoredTensor) -> bool:
+    alike = (first.dtype, first.shape) == (second.dtype, second.shape)
+    return alike and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
 def combined(adapters: Sequence[Adapter], base: Path, stored: dict[str, StoredTensor]) -> Adapter:
