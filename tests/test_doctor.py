@@ -311,6 +311,7 @@ def _silent() -> Any:
     return SILENT
 
 
+@pytest.mark.slow
 def test_memory_grows_by_bytes_per_row_not_by_texts() -> None:
     """What 20,000 rows more need, by tracemalloc: far below the 400 characters that each of them has, which would be over 500 bytes."""
 

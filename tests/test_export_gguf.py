@@ -56,7 +56,11 @@ def tiny(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(smol, tmp_path_factory.mktemp("tiny") / "tiny", "llama-tied")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+OFTEN = ("llama", "gemma3")
+"""The others are converted in the slow tests: each takes a process with torch and llama.cpp's converter."""
+
+
+@pytest.mark.parametrize("family", [f if f in OFTEN else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
 def test_every_family_answers_as_its_source(smol: Path, tmp_path: Path, family: str) -> None:
     """Random models with real entropy; another seed's distributions are far away, so a mixed-up tensor would be seen."""
     base = make_model(smol, tmp_path / f"random-{family.replace('phi3', 'three')}", family)
@@ -93,7 +97,9 @@ class Seen:
     def say(self, line: str) -> None: ...
 
 
-@pytest.mark.parametrize("kind", ["f32", "bf16", "q8_0"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("f32", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow), "q8_0"]
+)
 def test_types(tiny: Path, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = Seen()
@@ -116,6 +122,7 @@ def test_smol_in_half_precision(smol: Path, smol_f16: Path) -> None:
     assert field(smol_f16, "tokenizer.chat_template") == (smol / "chat_template.jinja").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smol_in_eight_bits(smol: Path, tmp_path: Path) -> None:
     report = gguf.export(smol, tmp_path / "out.gguf", gguf.Config(type="q8_0"))
@@ -157,6 +164,7 @@ def test_secrets_do_not_reach_the_converter(tmp_path: Path, monkeypatch: pytest.
     assert not {"hf_x", "sk-x"} & set(found.values())
 
 
+@pytest.mark.slow
 def test_every_stop_token_stops_llama_cpp(tiny: Path, tmp_path: Path) -> None:
     """A stop token whose text llama.cpp does not know as one gets a key of its own; three such do not fit and are refused."""
     model = shutil.copytree(tiny, tmp_path / "model")

@@ -35,6 +35,7 @@ def engine(smol_f16: Path) -> Iterator[LlamaCppEngine]:
         yield opened
 
 
+@pytest.mark.slow
 def test_distributions_across_batches(engine: LlamaCppEngine, reference: Any) -> None:
     """600 tokens are run in three batches of at most 256: every row is a distribution, and each is the reference's."""
     ids = np.random.default_rng(0).integers(100, 40000, 600).tolist()

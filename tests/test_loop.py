@@ -72,7 +72,9 @@ def run_once(folder: Path, tmp_path: Path, name: str, **changes: Any) -> list[fl
     return losses(made.run)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [f if f in ("llama", "gemma3") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
+)
 def test_packed_equals_padded(smol: Path, tmp_path: Path, family: str) -> None:
     """Four optimizer steps on every family: packing changes the computation, not the losses."""
     folder = make_model(smol, tmp_path / family, family)

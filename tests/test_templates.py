@@ -377,6 +377,7 @@ def everywhere(run: RunFolder, folder: Path, *, gguf: bool = True) -> Mapping[st
     return texts
 
 
+@pytest.mark.slow
 def test_a_base_model_gets_a_template_that_serves(base: Path, tmp_path: Path) -> None:
     run = train(base)
     assert config_of_run(run).model.template == "chatml"

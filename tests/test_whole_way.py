@@ -183,6 +183,7 @@ def test_a_merge_that_loses_the_adapter_is_found_out(run: RunFolder, tiny: Path)
         check_merge(target, tiny, SILENT)
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_without_its_data(tiny: Path, tmp_path: Path) -> None:
     """The data file may be gone: the probes were kept with the run. It may also have changed: resuming then refuses."""
     import shutil
