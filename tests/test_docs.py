@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.main import get_command
 
 import tunesmith
@@ -21,6 +22,8 @@ from tunesmith.verbs.run_config import load_config
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
+TRAINING = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("training*.md"))
+LEAST = {"model": "demo", "data": "lantern_bay"}
 PAGES = sorted([ROOT / name for name in READMES] + list((ROOT / "docs").glob("*.md")))
 
 
@@ -90,6 +93,51 @@ def test_configs_in_the_readme_are_valid(name: str, tmp_path: Path) -> None:
         path = tmp_path / f"{i}.yaml"
         path.write_text(text, encoding="utf-8")
         load_config(path, [])
+
+
+def valid(settings: list[str], path: Path | None = None) -> None:
+    """Load the config; an example need not name model and data."""
+    given = set(yaml.safe_load(path.read_text(encoding="utf-8"))) if path else set()
+    given |= {re.split(r"[.=]", setting)[0] for setting in settings if re.match(r"\w+(\.ref|\.train)?=", setting)}
+    load_config(path, [f"{key}={value}" for key, value in LEAST.items() if key not in given] + settings)
+
+
+def command_settings(line: str) -> list[str]:
+    """The ``key=value`` words of a command, which must be one of ours."""
+    words = shlex.split(line, comments=True)[1:]
+    path = next((path for path in COMMANDS if tuple(words[: len(path)]) == path), None)
+    assert path is not None, f"there is no command {line!r}"
+    if words[len(path) :]:
+        COMMANDS[path].make_context(" ".join(path), words[len(path) :])
+    return [word for word in words if re.match(r"[a-z][\w.]*=", word)]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_configs_in_the_pages_on_training_are_valid(name: str, tmp_path: Path) -> None:
+    """YAML blocks; commands, in blocks and in backticks; ``key=value``, one or several in backticks; names of settings."""
+    for i, text in enumerate(text for language, text in blocks(name) if language == "yaml"):
+        path = tmp_path / f"{i}.yaml"
+        path.write_text(text, encoding="utf-8")
+        valid([], path)
+    quoted = re.findall(r"`([^`\n]+)`", prose(name))
+    lines = [line for _, text in blocks(name) for line in text.splitlines()] + quoted
+    for line in lines:
+        if line.startswith("tunesmith "):
+            valid(command_settings(line))
+    for text in quoted:
+        if re.match(r"[a-z][\w.]*=", text.strip('"')):
+            parts = re.split(r" (?=[a-z][\w.]*=)", text.strip('"'))  # a value may hold spaces
+            valid(parts)
+    settings = set(re.findall(r"^\| `([\w.]+)`", read("docs/settings.md"), re.MULTILINE))
+    settings |= {setting.rpartition(".")[0] for setting in settings}
+    dotted = r"(model|data|method|train|tracking)(\.[a-z_]+)+(?<!\.json)(?<!\.log)"
+    named = {text for text in quoted if re.fullmatch(dotted, text)}
+    assert settings and not named - settings, f"{name}: there are no settings {sorted(named - settings)}"
+
+
+def test_the_page_on_training_leads_to_all_of_them() -> None:
+    missing = [name for name in TRAINING if f"]({Path(name).name})" not in read("docs/training.md")]
+    assert len(TRAINING) > 5 and missing == ["docs/training.md"]
 
 
 @pytest.mark.parametrize("name", READMES)
