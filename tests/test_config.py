@@ -147,3 +147,21 @@ def test_configs_saved_by_earlier_versions_still_load(path: Path) -> None:
     """One file per released version, written by that version and never changed afterwards."""
     config = load_config(path, [])
     assert config.model.ref == "demo" and sets(config) == ["lantern_bay"] and config.method.rank == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["method=full", "model.quantize=hqq"], "keeps them in few bits"),
+        (["method.init=pissa", "model.quantize=bnb"], "computed from the base's weights"),
+        (["method=full", "precision=fp16", "train.update_in_backward=true"], "cannot be skipped"),
+        (["method=full", "precision=fp16", "train.optimizer=lomo"], "cannot be skipped"),
+        (["train.early_stopping=2", "data.eval_share=0"], "nothing is held out"),
+    ],
+)
+def test_what_cannot_be_had_together_is_said_from_the_config(settings: list[str], words: str) -> None:
+    from tunesmith.verbs.combinations import check_combinations
+
+    check_combinations(load_config(None, ["model=demo", "data=x", "method=lora", "model.quantize=hqq"]))
+    with pytest.raises(ConfigError, match=words):
+        check_combinations(load_config(None, ["model=demo", "data=x", *settings]))

@@ -80,7 +80,7 @@ def test_the_life_of_a_run(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "why"),
-    [("train.lr=1", "learning rates of its plan"), ("data=other", "other rows"), ("method.rank=4", "its method"),
+    [ ("data=other", "other rows"), ("method.rank=4", "its method"),
      ("train.batch=3", "which rows belong to which step"), ("nonsense=1", "what may change: train.epochs")],
 )  # fmt: skip
 def test_what_may_not_change_says_why(tiny: Path, override: str, why: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tunesmith.config.plugins import load as load_plugin
 from tunesmith.runs.folder import RunFolder
 from tunesmith.stages.base import Loss
-from tunesmith.train.config import TrainConfig
+from tunesmith.train.config import OPTIMIZERS, TrainConfig
 from tunesmith.train.masters import Masters
-from tunesmith.train.optimizers import adamw
 from tunesmith.train.optimizers.base import parameter_groups
 from tunesmith.train.setup import Setup
 
@@ -70,7 +70,7 @@ def tiny_setup(run: RunFolder, train: Sequence[Number], held: Sequence[Number] =
     groups = parameter_groups(masters.named(), lr=config.lr, weight_decay=0)
     return Setup(
         model=model, stage=Squares(), train=train, eval=held, config=config, run=run, masters=masters,
-        optimizer=adamw.build(groups, adamw.Config()), micro_tokens=10,
+        optimizer=load_plugin(OPTIMIZERS, config.optimizer.kind).build(groups, config.optimizer), micro_tokens=10,
         save_model=lambda to, state: save_file(state, to / "adapter_model.safetensors"),
     )  # fmt: skip
 

@@ -35,6 +35,7 @@ def report_run(run: RunFolder) -> None:
         typer.echo(status.note)
     if status.state == "stopped":
         print(f"hint: go on with: tunesmith runs resume {run.id}", file=sys.stderr)
+        raise typer.Exit(130)  # as after Ctrl-C everywhere: what a script meant to do with the finished run is not done
     else:
         commands = [f"chat {run.id}", f"compare {run.id}@base {run.id}", f"deploy {run.id} --name my-model"]
         print("next:\n" + "\n".join(f"  tunesmith {command}" for command in commands), file=sys.stderr)

@@ -175,7 +175,8 @@ def explain(cls: type[BaseModel], error: ValidationError, source: Source | None 
             word = given.get("kind") if isinstance(given, dict) else given
             parts.append(f"{place}{key!r}: there is no kind {word!r}")
             if expected:
-                hints.append(suggestion(str(word), expected))
+                near = suggestion(str(word), expected)
+                hints.append(near if near.startswith("known") else f"{near} known: {', '.join(expected)}")
         elif kind == "literal_error":
             parts.append(f"{place}{key!r}: expected {context.get('expected')}, got {detail['input']!r}")
             choices = [c.strip().strip("'") for c in str(context.get("expected", "")).replace(" or ", ", ").split(",")]
@@ -183,7 +184,8 @@ def explain(cls: type[BaseModel], error: ValidationError, source: Source | None 
         else:
             plain = _PLAIN.get(kind)
             words = plain.format(**context) if plain else detail["msg"].removeprefix("Value error, ")
-            parts.append(f"{place}{key!r}: {words}, got {_short(detail['input'])}")
+            got = "" if kind == "value_error" else f", got {_short(detail['input'])}"
+            parts.append(f"{place}{key!r}: {words}{got}")
             if "number" in words and isinstance(detail["input"], str):
                 hints.append("numbers are written without quotes or units, for example 1e-4")
     return ConfigError("\n".join(parts), hint="; ".join(dict.fromkeys(h for h in hints if h)) or None)

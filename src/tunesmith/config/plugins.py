@@ -36,7 +36,8 @@ def load(package: str, name: str) -> ModuleType:
 def suggestion(word: str, known: Any) -> str:
     """``did you mean …?`` when something is near, else the list of what there is."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    begins = [name for name in known if len(word) >= 3 and str(name).startswith(word)]
+    near = sorted(begins, key=len)[:1] or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there is none"

@@ -49,6 +49,8 @@ def flops_per_token(model: Any) -> float:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding) or hasattr(module, "base_layer"):
             continue
+        if hasattr(module, "modules_to_save") or ".original_module" in name:  # only the learned copy computes
+            continue
         meets = share if ".experts" in name else 1.0
         own = {k: p for k, p in module.named_parameters(recurse=False) if p.ndim >= 2}
         width = (getattr(module, "in_features", None), getattr(module, "out_features", None))

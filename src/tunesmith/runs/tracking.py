@@ -10,14 +10,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from filelock import FileLock
 
 from tunesmith.config.errors import UserError
 from tunesmith.config.files import write_json
@@ -65,6 +68,35 @@ def wait(process: subprocess.Popen[bytes] | None, run: RunFolder, patience: floa
     )
 
 
+class _New:
+    """The lines of metrics that were not read before; all of them again when the file was replaced (a resumed run cuts it)."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.path, self.file, self.offset = run.metrics_path, -1, 0
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Complete lines only; a torn last one is read when it is whole."""
+        try:
+            with self.path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                if stat.st_ino != self.file or stat.st_size < self.offset:
+                    self.file, self.offset = stat.st_ino, 0
+                file.seek(self.offset)
+                lines = file.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            self.offset += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
 @dataclass
 class _Open:
     """A tracker at work, and the last step it was told for each kind of record."""
@@ -81,10 +113,18 @@ def track(
 
     Returns the names of the trackers that failed; each failure is said, with its traceback.
     """
+    with FileLock(
+        run.path / ".tracking.lock"
+    ):  # one at a time: who comes second sends what is left when the first has ended
+        return _track(run, config, follow, say, pause)
+
+
+def _track(run: RunFolder, config: TrackingConfig, follow: bool, say: Say, pause: float) -> list[str]:
     opened, failed = _open_all(run, config, say)
+    read = _New(run)
     while opened:
         state = run.status().state  # asked before reading, so that nothing written before the end is missed
-        for record in run.metrics():
+        for record in read.records():
             for one in list(opened):
                 if int(record.get("step", 0)) > one.told.get(str(record.get("kind")), -1):
                     _guarded(one, partial(_tell, one, record), opened, failed, say)

@@ -27,6 +27,7 @@ from tunesmith.train import optimizer_state, random_state
 from tunesmith.train.checkpoint_files import RECORD, listed
 from tunesmith.train.masters import Masters
 from tunesmith.train.optimizers.base import evaluation_weights
+from tunesmith.train.out_of_memory import is_out_of_memory
 from tunesmith.train.position import Position
 
 
@@ -68,6 +69,8 @@ def save(
         sync_folder(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_out_of_memory(error):
+            raise
         free = shutil.disk_usage(folder.parent if folder.parent.exists() else folder.parent.parent).free
         raise TrainingError(
             f"the checkpoint of step {position.step} could not be written to {folder.parent}: {error} ({free / 2**20:.0f} MiB free)",

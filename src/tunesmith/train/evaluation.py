@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.config.errors import TrainingError
 from tunesmith.stages.base import Item, Stage, micro_batches
 from tunesmith.train import random_state
 from tunesmith.train.optimizers.base import evaluation_weights
@@ -54,6 +55,12 @@ def _evaluate_and_record(setup: Setup, position: Position) -> Position:
         rows = setup.eval_sets or {"": range(len(setup.eval))}
         found = {name: _measured(setup, [setup.eval[i] for i in numbers]) for name, numbers in rows.items() if numbers}
         whole = sum(found.values(), Measured())
+        if not math.isfinite(whole.loss):
+            raise TrainingError(
+                f"the evaluation loss became {whole.loss} at step {position.step}",
+                hint="the weights are broken, or numbers are too large for this precision: look at the losses before it, and go on from "
+                "an earlier checkpoint with a smaller learning rate (tunesmith runs continue RUN train.lr=…), or take precision=bf16 or fp32",
+            )
         line: dict[str, Any] = {
             "kind": "eval", "step": position.step, "eval_loss": whole.loss, "eval_perplexity": _perplexity(whole.loss),
         }  # fmt: skip

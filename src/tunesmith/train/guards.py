@@ -122,7 +122,7 @@ def non_finite(
     elif step <= 2:
         hint = "at the first steps this means broken weights or numbers too small for them: try precision=fp32, then another model file"
     else:
-        hint = f"the learning rate {rate:.1e} is probably too high: resume from the last checkpoint with a smaller train.lr"
+        hint = f"the learning rate {rate:.1e} is probably too high: go on from the last checkpoint with a smaller one: tunesmith runs continue RUN train.lr=…"
     return TrainingError(f"the {what} became {value} at step {step} (rows {named(rows)}); training stopped", hint=hint)
 
 

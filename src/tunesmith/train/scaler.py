@@ -67,5 +67,5 @@ def forward_overflow(value: float, step: int, rows: Sequence[Item]) -> TrainingE
     return TrainingError(
         f"the loss became {value} at step {step} (rows {origins}); training stopped",
         hint="in fp16 no number above 65,504 can be computed, and some models need larger ones: "
-        "precision=bf16 or precision=fp32; if it learned well before, resume with a smaller train.lr",
+        "precision=bf16 or precision=fp32; if it learned well before, go on with a smaller learning rate: tunesmith runs continue RUN train.lr=…",
     )

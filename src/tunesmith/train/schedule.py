@@ -15,7 +15,7 @@ def warmup_steps(warmup: float, total: int) -> int:
 def learning_rate(step: int, total: int, peak: float, schedule: Schedule, warmup: float) -> float:
     """Learning rate of optimizer step ``step`` (1 … total).
 
-    Linear warm-up to ``peak`` over w steps, reached at step w; then ``peak * schedule.factor(step - 1 - w, total - w)``
+    Linear warm-up to ``peak`` over w steps, reached at step w + 1; then ``peak * schedule.factor(step - 1 - w, total - w)``
     (the shapes of transformers' schedulers).
     """
     before = warmup_steps(warmup, total)

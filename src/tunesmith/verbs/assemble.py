@@ -109,7 +109,7 @@ def _setup(
     quantized.check_method(config, local.folder, method)
     progress.start(f"opening {config.model.ref}")
     model, tokens = _open(config, local, dtype, device, progress)
-    config = _packing(model, config, rows, progress)
+    asked, config = config, _packing(model, config, rows, progress)
     quantized.tell(model, config, local.folder, progress)
     model = quantized.apply_method(
         model, config, method, base_name=local.name, checkpoint=newest, new_rows=tuple(token.id for token in tokens)
@@ -134,7 +134,7 @@ def _setup(
         masters.named(), lr=config.train.lr, weight_decay=config.train.weight_decay, lr_scales=scales
     )
     build = optimizer_builder(config, model, learned / whole, progress)
-    memory = plan_memory(run, config, model, stage, rows, masters, groups, build, micro_tokens, progress)
+    memory = plan_memory(run, asked, config, model, stage, rows, masters, groups, build, micro_tokens, progress)
     optimizer = build(groups)
 
     stage = with_router_loss(stage, model, config.train.router_loss)

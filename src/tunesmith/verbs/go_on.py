@@ -19,9 +19,10 @@ CHANGES = "changes.jsonl"
 """In the run folder: one line per change of its config."""
 MAY_CHANGE = (
     "epochs", "max_steps", "max_tokens", "eval_every", "save_every", "save_minutes", "keep", "keep_best", "early_stopping", "min_delta",
-    "on_spike", "samples", "sample_prompts", "sample_tokens",
+    "on_spike", "samples", "sample_prompts", "sample_tokens", "lr", "clip", "micro_tokens", "gradient_checkpointing", "activation_offload",
 )  # fmt: skip
-"""Keys of ``train`` that say how long, how often and what is said, not what a step that was taken has learned."""
+"""Keys of ``train`` that say how long, how often, how carefully and in how much memory the run goes on; which rows belong to which step
+and what the state of the optimizer means stay as they are."""
 WHY_NOT = {
     "data": "the run would go on with other rows than those it has learned from",
     "model": "what was learned belongs to the model it began with",
@@ -29,7 +30,6 @@ WHY_NOT = {
     "stage": "what was learned so far was learned for its stage",
     "precision": "the run would go on in other numbers than it began with",
     "output": "the run has its name",
-    "train.lr": "the steps that were taken had the learning rates of its plan",
     "train.schedule": "the steps that were taken had the learning rates of its plan",
     "train.warmup": "the steps that were taken had the learning rates of its plan",
     "train.optimizer": "the optimizer's state is of its kind",

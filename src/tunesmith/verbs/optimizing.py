@@ -53,10 +53,11 @@ def optimizer_builder(
 
 
 def plan_memory(
-    run: RunFolder, config: TrainRun, model: Any, stage: Any, rows: Rows, masters: Masters, groups: Groups,
+    run: RunFolder, asked: TrainRun, config: TrainRun, model: Any, stage: Any, rows: Rows, masters: Masters, groups: Groups,
     build: Callable[[Groups], torch.optim.Optimizer], micro_tokens: int, progress: Progress,
 ) -> MemoryPlan:  # fmt: skip
-    """How much everything takes and how many layers are computed twice; ``auto`` is decided once and written down."""
+    """How much everything takes and how many layers are computed twice; ``auto`` is decided once and written down (into ``asked``, the
+    config as it was asked for; ``config`` may have packing off)."""
     from tunesmith.models.checkpointing import decoder_layers, offload_layers
     from tunesmith.models.offload import Offload
     from tunesmith.stages.base import lengths_of
@@ -77,17 +78,22 @@ def plan_memory(
         offload = Offload(device, (*model.parameters(), *model.buffers()))
     elif train.activation_offload:
         progress.say(f"train.activation_offload changes nothing here: device {device.type}")
-    order = Order(lengths_of(rows.train), train.batch, train.seed, train.batch_tokens)
+    lengths = lengths_of(rows.train)
+    order = Order(lengths, train.batch, train.seed, train.batch_tokens)
+    at_once = micro_tokens
+    if train.in_backward:  # then a step is one forward pass
+        longest = sorted(lengths)[-len(order.rows(1)) :]
+        at_once = sum(longest) if train.packing else longest[-1] * len(longest)
     found = plan(
-        wanted, model, layers, stage, heaviest(rows.train, order, micro_tokens, packed=train.packing),
-        footprint(model, masters, groups, build, gradients_live_together=not train.in_backward), micro_tokens=micro_tokens, packed=train.packing, offload=offload,
+        wanted, model, layers, stage, heaviest(rows.train, order, at_once, packed=train.packing),
+        footprint(model, masters, groups, build, gradients_live_together=not train.in_backward), micro_tokens=at_once, packed=train.packing, offload=offload,
     )  # fmt: skip
     if offload is not None and wanted is False:
         offload_layers(layers, offload)
 
     def pin(count: int) -> None:
-        changed = train.model_copy(update={"gradient_checkpointing": count})
-        save(config.model_copy(update={"train": changed}), run.config_path)
+        changed = asked.train.model_copy(update={"gradient_checkpointing": count})
+        save(asked.model_copy(update={"train": changed}), run.config_path)
 
     if wanted == "auto":
         pin(found.checkpointed)

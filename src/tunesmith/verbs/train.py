@@ -17,6 +17,7 @@ from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.adapters import pin_adapters
+from tunesmith.verbs.combinations import check_combinations
 from tunesmith.verbs.console import Logged
 from tunesmith.verbs.read_data import check_data
 from tunesmith.verbs.run_config import OPTIMIZERS, STAGES, TrainRun, config_of_run
@@ -73,6 +74,7 @@ def check_parts(config: TrainRun, progress: Progress = SILENT) -> None:
     reference = parse(config.model.ref)
     if reference.kind not in ("hf", "ms", "hub", "demo"):
         resolve_model(reference)
+    check_combinations(config)
     tracking.check(config.tracking)
     check_data(config, load_plugin(STAGES, config.stage.kind).EXAMPLES, progress)
 
@@ -86,7 +88,13 @@ def execute(run: RunFolder, progress: Progress) -> RunFolder:
     from tunesmith.train.signals import interrupted_by_sigterm
 
     with run.claimed("preparing"), interrupted_by_sigterm():
-        follower = tracking.start(run, config_of_run(run).tracking)
+        follower = None
+        try:
+            follower = tracking.start(run, config_of_run(run).tracking)
+        except OSError as error:
+            progress.say(
+                f"warning: the trackers could not be started: {error}; tunesmith runs track {run.id} sends the figures"
+            )
         try:
             return _execute(run, progress)
         finally:

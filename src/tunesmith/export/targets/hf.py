@@ -168,6 +168,12 @@ def plan(
             f"the adapter changes {len(unknown)} weights that the base does not have, first {unknown[0]}",
             hint=f"adapter and base do not belong together; the adapter was trained on {adapter.base or 'an unnamed base'}",
         )
+    twice = [name for name in rows if name in replaced or name in changes]
+    if twice:
+        raise ExportError(
+            f"{twice[0]}: one adapter of the chain changed it as a whole, another one learned rows of new tokens in it",
+            hint="export the first adapter --to hf, train the second one on that folder, and export it from there",
+        )
     for name, copy in adapter.carried.items() if adapter else ():
         if name not in sources or not _same(copy, sources[name]):
             raise ExportError(

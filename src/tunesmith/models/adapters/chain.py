@@ -125,6 +125,13 @@ def check_fits(model: Any, folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     modules = dict(model.named_modules())
+    rows = read_config(folder).get("trainable_token_indices") or {}
+    last = max((max(ids) for ids in (rows.values() if isinstance(rows, dict) else [rows]) if ids), default=-1)
+    if last >= model.get_input_embeddings().weight.shape[0]:
+        raise ConfigError(
+            f"{folder}: the adapter learned tokens that were new to its base (up to id {last}), which this model does not have",
+            hint="give the same model.add_tokens / model.add_special_tokens as the run that it comes from",
+        )
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
