@@ -132,15 +132,11 @@ def _row_alone(model: Any, row: sft.Row) -> tuple[float, dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is applied in this test, and how its checkpoint is opened: by peft or transformers alone where it can be.
-
-    ``merges``: our export makes a whole model of it.
-    """
+    """How a method is applied in this test, and how its checkpoint is opened: by peft or transformers alone where it can be."""
 
     module: Any
     config: Any
     reopen: Callable[[Path, Path], Any]
-    merges: bool = True
 
 
 def _peft(base: Path, checkpoint: Path) -> Any:
@@ -153,9 +149,7 @@ METHODS = {
     "lora": Method(lora, lora.Config(rank=4), _peft),
     "experts": Method(lora, lora.Config(rank=2, experts=True), _peft),
     "full": Method(full, full.Config(), lambda base, checkpoint: plain(checkpoint)),
-    "freeze": Method(
-        freeze, freeze.Config(layers=1), lambda base, checkpoint: load_trained(plain(base), checkpoint), False
-    ),
+    "freeze": Method(freeze, freeze.Config(layers=1), lambda base, checkpoint: load_trained(plain(base), checkpoint)),
 }
 TARGETS = {"mamba": ("in_proj", "x_proj")}
 """Where peft refuses some of the linear layers."""
@@ -179,8 +173,6 @@ def test_trained_saved_reopened_and_merged(
     assert not close(trained, before, 1e-2), "nothing was learned"
     checkpoint = made.run.checkpoint()
     assert close(logits(method.reopen(base, checkpoint)), trained), "reopened"
-    if not method.merges:
-        return
     merged = hf.export(checkpoint, tmp_path / "merged", hf.Config(), **({} if name == "full" else {"base": base})).out
     bound = ROUNDING.get(family, 2e-5)
     assert close(logits(plain(merged)), trained, bound), "merged by our export"
