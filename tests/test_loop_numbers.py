@@ -131,3 +131,14 @@ def test_only_the_learned_copy_of_a_module_counts_as_work() -> None:
             self.config = type("C", (), {"get_text_config": lambda self: self})()
 
     assert flops_per_token(Model()) == 4 * 16 + 6 * 24
+
+
+def test_the_best_is_saved_when_it_is_measured_and_kept(tmp_path: Path) -> None:
+    """SGD of rate 0.1 on (w - 1)^2: w = 1 - 0.8^n = 0.2, 0.36, 0.488, 0.59 …; held-out 0.5 is nearest at step 3."""
+    setup = tiny_setup(
+        new_run(tmp_path), [Number(1.0)] * 6, [Number(0.5)], epochs=1, lr=0.1, optimizer={"kind": "sgd", "momentum": 0.0},
+        eval_every=1, save_every=1000, keep=1,
+    )  # fmt: skip
+    outcome = train(setup)
+    assert outcome.position.best_step == 3 and setup.run.checkpoint_steps() == [3, 6]
+    assert setup.run.best_checkpoint().name == "step-3"
