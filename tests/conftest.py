@@ -9,7 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples every time, so that a change is what makes a test fail; TUNESMITH_RANDOM_TESTS=1 looks for new ones.
+hypothesis.settings.register_profile("same", derandomize=not os.environ.get("TUNESMITH_RANDOM_TESTS"))
+hypothesis.settings.load_profile("same")
 
 TEST_HOME = Path(os.environ.get("TUNESMITH_TEST_HOME", Path.home() / ".cache" / "tunesmith-tests"))
 os.environ["TUNESMITH_HOME"] = str(TEST_HOME)

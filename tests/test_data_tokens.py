@@ -119,7 +119,7 @@ def test_a_sample_is_drawn_when_all_would_take_too_long(
     assert list(look(renderer, *rows, full=full)[1].lengths) == list(look(renderer, *rows, full=full)[1].lengths)
 
 
-WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10).filter(
     lambda s: s.strip() and "␂" not in s
 )
 
