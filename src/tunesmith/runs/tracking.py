@@ -54,7 +54,7 @@ def start(run: RunFolder, config: TrackingConfig) -> subprocess.Popen[bytes] | N
         )  # a session of its own: Ctrl-C at the training must not end it before the last figures
 
 
-def wait(process: subprocess.Popen[bytes] | None, run: RunFolder, patience: float = 30.0) -> str | None:
+def wait(process: subprocess.Popen[bytes] | None, run: RunFolder, patience: float = 60.0) -> str | None:
     """Give the trackers time to send the last figures; words for the log when something went wrong."""
     if process is None:
         return None
