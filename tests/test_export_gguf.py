@@ -64,7 +64,7 @@ OFTEN = ("llama", "gemma3")
 def test_every_family_answers_as_its_source(smol: Path, tmp_path: Path, family: str) -> None:
     """Random models with real entropy; another seed's distributions are far away, so a mixed-up tensor would be seen."""
     base = make_model(smol, tmp_path / f"random-{family.replace('phi3', 'three')}", family)
-    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(type="f16"))
+    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f16"))
     found = distance(base, report.out)
     assert found.mean_kl < 1e-4 and found.top1_agreement > 0.97, found
     assert report.checks["unmapped"] == 0
@@ -103,7 +103,7 @@ class Seen:
 def test_types(tiny: Path, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen = Seen()
-    report = gguf.export(Path(os.path.relpath(tiny)), Path("out.gguf"), gguf.Config(type=kind), seen)
+    report = gguf.export(Path(os.path.relpath(tiny)), Path("out.gguf"), gguf.Config(level=kind), seen)
     assert seen.finished and 0.5 * report.bytes < seen.total < 1.5 * report.bytes
     assert 0 < seen.done <= report.bytes
     assert report.checks["types"][kind.upper()] >= 15
@@ -125,7 +125,7 @@ def test_smol_in_half_precision(smol: Path, smol_f16: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.real
 def test_smol_in_eight_bits(smol: Path, tmp_path: Path) -> None:
-    report = gguf.export(smol, tmp_path / "out.gguf", gguf.Config(type="q8_0"))
+    report = gguf.export(smol, tmp_path / "out.gguf", gguf.Config(level="q8_0"))
     found = distance(smol, report.out)
     assert 1e-5 < found.mean_kl < 0.02, found
     assert report.bytes < 0.6 * (smol / "model.safetensors").stat().st_size

@@ -202,7 +202,8 @@ def test_start_from_goes_on_with_its_own_settings(base: Path, tmp_path: Path) ->
 def test_runs_build_on_runs(tiny: Path) -> None:
     """References to runs are pinned with what those need; chat's model and the export hold the whole chain."""
     from tunesmith.config.progress import SILENT
-    from tunesmith.verbs.export import check_merge, merged_folder
+    from tunesmith.verbs.merged import merged_folder
+    from tunesmith.verbs.proof import check_merge
     from tunesmith.verbs.run_config import config_of_run, load_config
     from tunesmith.verbs.targets import target_of
     from tunesmith.verbs.train import create, execute

@@ -371,7 +371,7 @@ def everywhere(run: RunFolder, folder: Path, *, gguf: bool = True) -> Mapping[st
         "merged": by_transformers(merged),
     }
     if gguf:
-        file, _ = export(run.id, "gguf", SILENT, out=folder / "model.gguf", type_="f16")
+        file, _ = export(run.id, "gguf", SILENT, out=folder / "model.gguf", level="f16")
         with LlamaCppEngine(file) as engine:
             texts["gguf"] = AutoTokenizer.from_pretrained(merged).decode(engine.prompt(ASKED))
     return texts

@@ -67,8 +67,8 @@ def test_export_twice_refuses_to_overwrite(run: RunFolder, tmp_path: Path) -> No
     assert (place / "model.safetensors").exists() and any("merged" in c for c in checks)
     with pytest.raises(ExportError, match="exists already"):
         export(run.id, "hf", SILENT, out=tmp_path / "merged")
-    with pytest.raises(UserError, match="no GGUF type 'q4_k_m'"):
-        export(run.id, "gguf", SILENT, type_="q4_k_m")
+    with pytest.raises(UserError, match="no GGUF level 'q9_k_m'"):
+        export(run.id, "gguf", SILENT, level="q9_k_m")
 
 
 def test_deploy_with_a_server(run: RunFolder, tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ def test_deploy_with_a_server(run: RunFolder, tmp_path: Path) -> None:
     from tunesmith.verbs.deploy import deploy
 
     with ollama_server.serving(tmp_path, answer=ollama_server.llama_cpp) as server:
-        done = deploy(run.id, "whole-way:tiny", SILENT, type_="f16", url=server.url)
+        done = deploy(run.id, "whole-way:tiny", SILENT, level="f16", url=server.url)
         assert done.report is not None and done.report.uploaded_bytes == done.made.file.stat().st_size
         assert {"weights", "template", "stop", "num_ctx"} <= set(done.report.checks)
-        again = deploy(run.id, "whole-way:tiny", SILENT, type_="f16", url=server.url)
+        again = deploy(run.id, "whole-way:tiny", SILENT, level="f16", url=server.url)
         assert again.report is not None and again.report.uploaded_bytes == 0, "the server had the file"
     report = json.loads((run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
     assert report["parity"]["mean_kl"] < 1e-3 and report["server"]["name"] == "whole-way:tiny"
@@ -88,7 +88,7 @@ def test_deploy_with_a_server(run: RunFolder, tmp_path: Path) -> None:
 def test_deploy_without_a_server(run: RunFolder) -> None:
     from tunesmith.verbs.deploy import deploy
 
-    done = deploy(run.id, "whole-way", SILENT, type_="f16")
+    done = deploy(run.id, "whole-way", SILENT, level="f16")
     assert done.report is None and done.command.startswith("ollama create whole-way -f ")
     modelfile = parse(done.made.modelfile.read_text(encoding="utf-8"))
     assert (done.made.modelfile.parent / modelfile.from_).resolve() == done.made.file.resolve()
@@ -100,12 +100,13 @@ def test_a_gguf_of_other_weights_is_found_out(run: RunFolder, tiny: Path, tmp_pa
     """The proof must fail when the file is not the model: the untrained base in the place of the tuned one."""
     from dataclasses import replace
 
-    from tunesmith.verbs.export import check_parity, gguf
+    from tunesmith.verbs.gguf import gguf
+    from tunesmith.verbs.proof import check_parity
     from tunesmith.verbs.targets import target_of
 
     base, tuned = target_of(f"{run.id}@base", SILENT), target_of(run.id, SILENT)
-    swapped = gguf(base, SILENT, type_="f16", out=tmp_path / "base.gguf")
-    real = gguf(tuned, SILENT, type_="f16", reuse=True)
+    swapped = gguf(base, SILENT, level="f16", out=tmp_path / "base.gguf")
+    real = gguf(tuned, SILENT, level="f16", reuse=True)
     with pytest.raises(ExportError, match="does not answer as the merged model does"):
         check_parity(tuned, [replace(swapped, merged=real.merged)], SILENT)
     assert not swapped.file.exists() and swapped.file.with_name("base.gguf.failed").exists()
@@ -174,7 +175,8 @@ def test_a_detached_run_outlives_its_starter(tiny: Path, tmp_path: Path, monkeyp
 
 def test_a_merge_that_loses_the_adapter_is_found_out(run: RunFolder, tiny: Path) -> None:
     """The proof starts at the model as trained: the untrained base in the place of the merged folder must fail."""
-    from tunesmith.verbs.export import check_merge, merged_folder
+    from tunesmith.verbs.merged import merged_folder
+    from tunesmith.verbs.proof import check_merge
     from tunesmith.verbs.targets import target_of
 
     target = target_of(run.id, SILENT)

@@ -14,8 +14,10 @@ import typer
 
 from tunesmith import __version__
 from tunesmith.cli.data import app as data_app
+from tunesmith.cli.deploy import compare, deploy
+from tunesmith.cli.export import export
 from tunesmith.cli.runs import app as runs_app
-from tunesmith.cli.said import progress, report_run
+from tunesmith.cli.said import MaxTokens, progress, report_run
 from tunesmith.config.errors import UserError
 from tunesmith.config.home import home
 
@@ -27,15 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunOrModel = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN_OR_MODEL",
-        help="A run (its id, a part of it, or 'last'), a folder, hf:org/name, ms:org/name, demo, base+adapter.",
-    ),
-]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")]
 
 
 @app.command()
@@ -106,26 +99,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 
 
-@app.command()
-def export(
-    model: RunOrModel,
-    to: Annotated[str, typer.Option("--to", help="hf (merged safetensors) or gguf.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Where to write; by default into the run's artifacts, or here for models."),
-    ] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="GGUF numbers: f32, f16, bf16 or q8_0.")] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="16-bit original to merge into, for a base that is stored quantized.")
-    ] = None,
-) -> None:
-    """Merge into safetensors or convert to GGUF; the result is checked against what it was made from."""
-    from tunesmith.verbs.export import export as verb
-
-    place, checks = verb(model, to, progress(), out=out, type_=type_, base=base)
-    for line in checks:
-        print(f"  {line}", file=sys.stderr)
-    typer.echo(str(place))
+app.command()(export)
 
 
 @app.command()
@@ -152,58 +126,8 @@ def chat(
     verb(model, progress(), prompt=prompt, system=system, **sampling)
 
 
-@app.command()
-def compare(
-    models: Annotated[
-        list[str], typer.Argument(metavar="A B…", help="Two or more: runs, ID@base, models, .gguf files, ollama:NAME.")
-    ],
-    prompt: Annotated[list[str] | None, typer.Option("-p", "--prompt", help="A prompt; repeat for more.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="A file with one prompt per line, or a JSON list.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="A data set: its questions are asked and its loss is measured.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most prompts that are asked.")] = 12,
-    max_tokens: MaxTokens = 128,
-) -> None:
-    """Ask several models the same and show the answers side by side, with held-out loss and perplexity."""
-    from tunesmith.verbs.compare import print_comparison, run_comparison
-
-    if len(models) < 2:
-        raise UserError("compare needs at least two models", hint="for example: tunesmith compare last@base last")
-    result, folder = run_comparison(
-        models, progress(), prompts=prompt or (), prompts_file=prompts, data=data, limit=limit, max_tokens=max_tokens
-    )
-    print_comparison(result, most=limit)
-    if folder is not None:
-        print(f"report: {folder / 'comparison.md'}", file=sys.stderr)
-
-
-@app.command()
-def deploy(
-    model: RunOrModel,
-    name: Annotated[str, typer.Option("--name", help="What it is called in Ollama, for example my-model:7b.")],
-    to: Annotated[str, typer.Option("--to", help="Where to: ollama.")] = "ollama",
-    level: Annotated[str, typer.Option("--level", help="GGUF numbers: f32, f16, bf16 or q8_0.")] = "q8_0",
-    url: Annotated[
-        str | None, typer.Option("--url", help="The Ollama server; by default OLLAMA_HOST, else this machine.")
-    ] = None,
-) -> None:
-    """Make a run answer in Ollama: merge, convert, prove that it is the same model, create it, ask it once."""
-    if to != "ollama":
-        raise UserError(f"cannot deploy to {to!r}", hint="only ollama is built in")
-    from tunesmith.verbs.deploy import deploy as verb
-
-    done = verb(model, name, progress(), type_=level.lower(), url=url)
-    typer.echo(f"GGUF: {done.made.file}\nModelfile: {done.made.modelfile} ({done.made.template_reason})")
-    if done.report is None:
-        typer.echo(f"No Ollama server answers at {done.server}. Where Ollama runs, finish with:\n    {done.command}")
-        return
-    for note in done.report.notes:
-        print(f"note: {note}", file=sys.stderr)
-    typer.echo(f"{name} is at {done.report.url}, checked: {', '.join(done.report.checks)}")
-    typer.echo(f"> {done.report.question}\n{done.report.answer}")
+app.command()(compare)
+app.command()(deploy)
 
 
 @app.command()

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from tunesmith.config.progress import Progress
     from tunesmith.runs.folder import RunFolder
+
+
+RunOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_MODEL",
+        help="A run (its id, a part of it, or 'last'), a folder, hf:org/name, ms:org/name, demo, base+adapter.",
+    ),
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of an answer.")]
 
 
 def progress() -> Progress:

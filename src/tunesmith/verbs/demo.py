@@ -13,7 +13,8 @@ from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.compare import print_comparison, run_comparison
 from tunesmith.verbs.console import duration
 from tunesmith.verbs.deploy import deploy
-from tunesmith.verbs.export import check_parity, gguf, in_words
+from tunesmith.verbs.gguf import gguf
+from tunesmith.verbs.proof import check_parity, in_words
 from tunesmith.verbs.run_config import load_config
 from tunesmith.verbs.targets import target_of
 from tunesmith.verbs.train import create, execute
@@ -65,11 +66,11 @@ def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
 
     _heading(5, "Merging, converting to GGUF, and proving that it is the same model")
     target = target_of(f"run:{run.id}", progress)
-    made = [gguf(target, progress, type_=type_) for type_ in ("f16", "q8_0")]
+    made = [gguf(target, progress, level=level) for level in ("f16", "q8_0")]
     figures = check_parity(target, made, progress)
     for one, found in zip(made, figures):
         _say(
-            f"{one.type.upper()}: {one.file} ({one.report.bytes / 1e6:.0f} MB), against the merged model: {in_words(found)}"
+            f"{one.level.upper()}: {one.file} ({one.report.bytes / 1e6:.0f} MB), against the merged model: {in_words(found)}"
         )
     _say(f"Modelfile: {made[-1].modelfile} ({made[-1].template_reason})")
 

@@ -10,7 +10,8 @@ from tunesmith.config.files import write_json
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.parity import Parity
 from tunesmith.export.ollama import DeployReport, OllamaServer, manual_command
-from tunesmith.verbs.export import GgufExport, check_parity, gguf
+from tunesmith.verbs.gguf import GgufExport, gguf
+from tunesmith.verbs.proof import check_parity
 from tunesmith.verbs.targets import target_of
 
 
@@ -29,18 +30,18 @@ def deploy(
     name: str,
     progress: Progress,
     *,
-    type_: str = "q8_0",
+    level: str = "q8_0",
     url: str | None = None,
     proved: tuple[GgufExport, Parity] | None = None,
 ) -> Deployment:
-    """Export ``text`` at ``type_``, prove the file against the merged model, create ``name`` on the server, ask it once.
+    """Export ``text`` at ``level``, prove the file against the merged model, create ``name`` on the server, ask it once.
 
     ``proved``: an export of ``text`` that was compared already. Raises UserError; nothing is sent before the local checks passed.
     """
     check_name(name)
     target = target_of(text, progress)
     if proved is None:
-        made = gguf(target, progress, type_=type_, reuse=True)
+        made = gguf(target, progress, level=level, reuse=True)
         figures = check_parity(target, [made], progress)[0]
     else:
         made, figures = proved
@@ -56,7 +57,7 @@ def deploy(
     record: dict[str, Any] = {
         "name": name,
         "gguf": str(made.file),
-        "type": type_,
+        "level": level,
         "parity": figures.as_dict(),
         "template": made.template_reason,
     }

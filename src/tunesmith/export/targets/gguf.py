@@ -24,12 +24,14 @@ from tunesmith.export.trained import is_part
 from tunesmith.models.rope import is_dynamic
 
 BYTES_PER_WEIGHT = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+LEVELS = tuple(BYTES_PER_WEIGHT)
+"""Every level there is, finest first."""
 
 
 class Config(BaseConfig):
     """A GGUF file in full or 8-bit precision."""
 
-    type: Literal["f32", "f16", "bf16", "q8_0"] = setting(
+    level: Literal["f32", "f16", "bf16", "q8_0"] = setting(
         "f16",
         zh="权重的存储类型：f32、f16、bf16 或 q8_0（8 位，体积约为 f16 的一半）。",
         basic=True,
@@ -55,7 +57,7 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
             "warning: llama.cpp knows no dynamic RoPE scaling; this GGUF reads only the model's original "
             f"{settings.get_text_config().max_position_embeddings} tokens (yarn or linear scaling is carried over)"
         )
-    expected = int(sum(math.prod(t.shape) for t in stored.values()) * BYTES_PER_WEIGHT[config.type])
+    expected = int(sum(math.prod(t.shape) for t in stored.values()) * BYTES_PER_WEIGHT[config.level])
     check_target(out, expected + 2**25)
     stops = stop_tokens(source)
     wanted = metadata(tokenizer, stops)
@@ -65,7 +67,7 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
         with whole_or_nothing(out) as work:
             staged = stage(source, staging / "model", settings)
             job = {
-                "type": config.type,
+                "type": config.level,
                 "name": source.resolve().name,
                 "metadata": wanted,
                 "pre": pre_tokenizer_name(tokenizer),

@@ -1,0 +1,125 @@
+"""The GGUF of a run or model, with its Modelfile beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.files import write_atomic
+from tunesmith.config.plugins import load as load_plugin
+from tunesmith.config.progress import Progress
+from tunesmith.export.base import Report
+from tunesmith.export.modelfile import Modelfile
+from tunesmith.verbs.merged import TARGETS, merged_folder, slug
+from tunesmith.verbs.targets import Target, renderer_of
+
+
+@dataclass(frozen=True)
+class GgufExport:
+    """A GGUF of numbers ``level`` with its Modelfile; ``merged`` is the folder it was made from."""
+
+    level: str
+    file: Path
+    modelfile: Path
+    merged: Path
+    content: Modelfile
+    template_reason: str
+    report: Report
+
+
+def gguf(target: Target, progress: Progress, *, level: str, out: Path | None = None, reuse: bool = False) -> GgufExport:
+    """The GGUF of a target with a Modelfile beside it. ``reuse``: take the run's own file when it is there already."""
+    plugin = load_plugin(TARGETS, "gguf")
+    try:
+        config = plugin.Config(level=level)
+    except ValueError:
+        raise UserError(
+            f"there is no GGUF level {level!r} here yet",
+            hint=f"there are: {', '.join(plugin.LEVELS)}",
+        ) from None
+    if out is None:
+        parent = target.run.artifacts if target.run is not None else Path.cwd()
+        step = f"-{target.learned.name}" if target.learned is not None else ""
+        out = parent / f"gguf-{level}{step}" / f"{slug(target)}-{level.upper()}.gguf"
+    elif out.is_file():
+        raise ExportError(f"{out} exists already", hint="choose another --out, or remove it first; nothing was changed")
+    elif out.suffix != ".gguf":
+        out = out / f"{slug(target)}-{level.upper()}.gguf"
+    merged, _ = merged_folder(target, progress)
+    if reuse and out.exists():
+        report = Report(out, out.stat().st_size)
+    else:
+        report = plugin.export(merged, out, config, progress)
+    content, reason = modelfile_for(target, merged, out)
+    place = out.parent / "Modelfile"
+    if place.exists() and not reuse and f"FROM ./{out.name}" not in place.read_text(encoding="utf-8"):
+        place = out.with_suffix(".Modelfile")
+    write_atomic(place, content.render())
+    return GgufExport(level, out, place, merged, content, reason, report)
+
+
+def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelfile, str]:
+    """The Modelfile of a merged model: template found by comparison, stops, context length, sampling, licence."""
+    from tunesmith.export.gguf_file import read_gguf
+    from tunesmith.export.go_template import choose
+    from tunesmith.render.stop import end_of_turn_token
+
+    renderer = replace_folder(target, merged)
+    tokenizer = renderer.tokenizer
+    adds_bos = bool(read_gguf(gguf_file).metadata.get("tokenizer.ggml.add_bos_token", False))
+    choice = choose(
+        lambda messages, generation: renderer.text(messages, generation=generation),
+        (tokenizer.bos_token or "") if adds_bos else "",
+    )
+    parameters: dict[str, Any] = {}
+    turn = end_of_turn_token(renderer)
+    stops = list(choice.template.stop) if choice.template is not None else []
+    if turn is not None and turn[1] not in stops:
+        stops.insert(0, turn[1])
+    if stops:
+        parameters["stop"] = stops
+    limit = _context_limit(merged)
+    wanted = max(4096, target.config.data.max_length if target.config is not None else 0)
+    parameters["num_ctx"] = min(wanted, limit) if limit else wanted
+    parameters |= _sampling(merged)
+    licences = [p for p in sorted(merged.iterdir()) if p.name.upper().startswith(("LICENSE", "LICENCE"))]
+    licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else None
+    content = Modelfile(
+        from_=f"./{gguf_file.name}", template=choice.template.text if choice.template is not None else None,
+        parameters=parameters, license=licence,
+    )  # fmt: skip
+    try:
+        content.render()
+    except ExportError:
+        content = replace(content, license=None)
+    return content, choice.reason
+
+
+def replace_folder(target: Target, folder: Path) -> Any:
+    """The renderer of the exported folder itself: what is served is rendered from what was exported."""
+    return renderer_of(target, exported=folder)
+
+
+def _context_limit(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    return int(config.get("max_position_embeddings") or 0)
+
+
+def _sampling(folder: Path) -> dict[str, Any]:
+    """Sampling settings that the model's authors put into generation_config.json."""
+    try:
+        found = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = {
+        "temperature": "temperature",
+        "top_p": "top_p",
+        "top_k": "top_k",
+        "min_p": "min_p",
+        "repetition_penalty": "repeat_penalty",
+    }
+    return {ours: found[theirs] for theirs, ours in names.items() if isinstance(found.get(theirs), (int, float))}
