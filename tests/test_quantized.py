@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -224,14 +225,16 @@ def test_dora_knows_the_dequantized_norm(tiny: Path) -> None:
     adapted(torch.arange(9)[None]).logits.mean().backward()
 
 
-def test_what_cannot_be_done_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_done_is_said(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, [f"model={tiny}", "data=lantern_bay", "model.quantize=hqq"])
-    plain = load_config(None, [f"model={tiny}", "data=lantern_bay"])
     learning_all = type("full", (), {})
-    with pytest.raises(ConfigError, match=r"the base is quantized \(model.quantize=hqq\)"):
-        check_method(config, tiny, learning_all)
-    check_method(plain, tiny, learning_all)
-    check_method(config, tiny, load_plugin(METHODS, "lora"))
+    check_method(config, tiny, learning_all)
+    settings = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
+    stored = settings | {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}
+    (tmp_path / "config.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is stored quantized \(gptq"):
+        check_method(config, tmp_path, learning_all)
+    check_method(config, tmp_path, load_plugin(METHODS, "lora"))
 
     def rewriting(model: Any, method: Any, *, base_name: str) -> Any:
         from peft import LoraConfig, get_peft_model

@@ -94,6 +94,11 @@ def last_words(marker: str = "error") -> str:
     return (telling or list(lines) or ["no message"])[-1 if not telling else 0].strip()
 
 
+def listen(lib: Any) -> None:
+    """Have llama.cpp's words kept in ``lines``; again before each use, since xllamacpp's own logger takes them when it is imported."""
+    lib.llama_log_set(_receive, None)
+
+
 @cache
 def library() -> Any:
     """The shared library, opened once, with its layout proved. Raises UserError if it cannot be used."""
@@ -144,7 +149,6 @@ def library() -> Any:
         except AttributeError as error:
             raise other_layout(f"it does not export {name}") from error
         function.restype, function.argtypes = result, arguments
-    lib.llama_log_set(_receive, None)
     lib.llama_backend_init()
     for what, params, fields in (
         ("llama_context_params", lib.llama_context_default_params(), CONTEXT_FIELDS),

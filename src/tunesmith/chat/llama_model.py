@@ -7,7 +7,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.chat.llama_library import CONTEXT_FIELDS, MODEL_FIELDS, Batch, last_words, library, lines, other_layout
+from tunesmith.chat.llama_library import (
+    CONTEXT_FIELDS,
+    MODEL_FIELDS,
+    Batch,
+    last_words,
+    library,
+    lines,
+    listen,
+    other_layout,
+)
 from tunesmith.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,6 +83,7 @@ def load_model(path: Path, *, vocabulary_only: bool = False) -> int:
     lib = library()
     params = lib.llama_model_default_params()
     params.set(MODEL_FIELDS["vocab_only"], vocabulary_only)
+    listen(lib)
     lines.clear()
     model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:

@@ -36,6 +36,8 @@ def why_not_packed(model: Any, longest: int) -> str | None:
                 :2
             ].max()  # the same shapes: without a leak nearly the same bits
             distance = _distance(packed, alone).median()  # rounding may send one token or two to other experts
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, AssertionError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return f"its code refuses packed rows ({first[:200]})"

@@ -13,6 +13,7 @@ from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import quantized
+from tunesmith.verbs.combinations import check_combinations
 from tunesmith.verbs.optimizing import optimizer_builder, plan_memory
 from tunesmith.verbs.rows import Rows, encode, pin_rows
 from tunesmith.verbs.run_config import METHODS, STAGES, TrainRun
@@ -44,6 +45,7 @@ def assemble(
     set_threads()
     device = best_device()
     config = _pin_precision(run, config, device, progress)
+    check_combinations(config)  # ``precision: auto`` has just been decided
     local, renderer, config = _renderer(run, config, progress)
     plugin = load_plugin(STAGES, config.stage.kind)
     stage = plugin.build(config.stage, renderer)
@@ -171,7 +173,7 @@ def _packing(model: Any, config: TrainRun, rows: Rows, progress: Progress) -> Tr
     why = why_not_packed(model, max([*lengths_of(rows.train), *lengths_of(rows.eval)], default=0))
     if why is None:
         return config
-    progress.say(f"packing is off for this model: {why}; rows are padded instead, the losses are the same")
+    progress.say(f"packing is off for this model: {why}; rows are padded instead")
     return config.model_copy(update={"train": config.train.model_copy(update={"packing": False})})
 
 

@@ -25,16 +25,11 @@ def optimizer_builder(
     config: TrainRun, model: Any, share: float, progress: Progress
 ) -> Callable[[Groups], torch.optim.Optimizer]:
     """Groups -> the configured optimizer, whose plug-in may take what it needs to know from the model; in pure bf16 it is
-    stepped with stochastic rounding. ``share``: of the model's weights that are learned. Raises ConfigError."""
+    stepped with stochastic rounding. ``share``: of the model's weights that are learned."""
     from tunesmith.train.rounding import StochasticallyRounded
 
     chosen = config.train.optimizer
     plugin = load_plugin(OPTIMIZERS, chosen.kind)
-    if config.train.in_backward and config.precision == "fp16":
-        raise ConfigError(
-            "precision=fp16 scales the loss and skips steps whose gradients overflow; a step within the backward pass cannot be skipped",
-            hint="take precision=bf16 or fp32, or train.update_in_backward=false with an optimizer other than lomo",
-        )
     if getattr(plugin, "FOR_LARGE_MATRICES", False) and share < 0.1:
         progress.say(
             f"warning: {chosen.kind} saves memory on the model's own weights, and only {100 * share:.1f} % as many weights are learned "

@@ -22,17 +22,13 @@ raises the perplexity of SmolLM2-135M on lantern_bay 1.3 times, which is 0.26 na
 
 
 def check_method(config: TrainRun, folder: Path, method: ModuleType) -> None:
-    """Raises ConfigError when the method would change weights of a base that is kept in few bits."""
+    """Raises ConfigError when the method would change weights that the base's folder stores in few bits."""
     stored = stored_method(folder)
-    if (config.model.quantize is None and stored is None) or getattr(method, "FREEZES_BASE", False):
+    if stored is None or getattr(method, "FREEZES_BASE", False):
         return
-    what = (
-        f"model.quantize={config.model.quantize.kind}" if config.model.quantize is not None else f"stored as {stored}"
-    )
-    way = "leave model.quantize out" if config.model.quantize is not None else "name the 16-bit model"
     raise ConfigError(
-        f"method.kind={config.method.kind} changes the base's own weights, but the base is quantized ({what})",
-        hint=f"quantized weights cannot be learned: use method.kind=lora, or {way}",
+        f"method.kind={config.method.kind} changes the base's own weights, but {config.model.ref} is stored quantized ({stored})",
+        hint="quantized weights cannot be learned: use method.kind=lora, or name the 16-bit model",
     )
 
 
