@@ -52,7 +52,7 @@ def smol_f16(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 exported to an F16 GGUF by our own target."""
     from tunesmith.export.targets import gguf
 
-    return gguf.export(smol, tmp_path_factory.mktemp("gguf") / "smol-f16.gguf", gguf.Config(type="f16")).out
+    return gguf.export(smol, tmp_path_factory.mktemp("gguf") / "smol-f16.gguf", gguf.Config(level="f16")).out
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_exported_and_converted(tiny: Path, grown_run: RunFolder, tmp_path: Path
     tokenizer = transformers.AutoTokenizer.from_pretrained(place)
     assert tokenizer("at Lantern Bay<|shore|>灯塔").input_ids[-3:] == [49152, 49154, 49153]
     assert "`<|shore|>`" in (place / "README.md").read_text()
-    report = gguf.export(place, tmp_path / "out.gguf", gguf.Config(type="f16"))
+    report = gguf.export(place, tmp_path / "out.gguf", gguf.Config(level="f16"))
     assert report.checks["tokens_equal"]
 
 
