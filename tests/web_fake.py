@@ -1,6 +1,6 @@
 """A stand-in for the ``tunesmith`` command in tests of the page: the same doors, with a config of its own and no model.
 
-``schema train``, ``train FILE --detach``, ``runs resume ID``; ``work ID`` is the process that "trains".
+``schema train``, ``train FILE --detach``, ``runs resume ID``; ``work ID`` is the process that "trains". Other schemas are the real ones.
 ``web PORT`` serves the page with this file as its command.
 """
 
@@ -170,6 +170,11 @@ def main(arguments: list[str]) -> None:
             from tunesmith.config.schema import schema
 
             print(json.dumps(schema(FakeConfig), ensure_ascii=False))
+        case ["schema", kind]:
+            from tunesmith.__main__ import main as real
+
+            sys.argv = ["tunesmith", "schema", kind]
+            real()
         case ["train", file, "--detach"]:
             run = begin(Path(file))
             _spawn(run)

@@ -131,14 +131,19 @@ app.command()(deploy)
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="What to describe: train.")] = "train") -> None:
-    """JSON Schema of the train config: every setting with its help, for editors and forms."""
-    if kind != "train":
-        raise UserError(f"there is no schema {kind!r}", hint="known: train")
+def schema(
+    kind: Annotated[str, typer.Argument(help="What to describe: train, export, deploy or compare.")] = "train",
+) -> None:
+    """JSON Schema of a training config, or of a command's options: every setting with its help, for editors and forms."""
+    from tunesmith.config.base import Config
     from tunesmith.config.schema import schema as draw
+    from tunesmith.verbs.requests import REQUESTS
     from tunesmith.verbs.run_config import TrainRun
 
-    typer.echo(json.dumps(draw(TrainRun), ensure_ascii=False, indent=2))
+    known: dict[str, type[Config]] = {"train": TrainRun, **REQUESTS}
+    if kind not in known:
+        raise UserError(f"there is no schema {kind!r}", hint=f"known: {', '.join(known)}")
+    typer.echo(json.dumps(draw(known[kind]), ensure_ascii=False, indent=2))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response
 from nicegui import core, ui
 
 from tunesmith.config.errors import UserError
-from tunesmith.web import data_page, list_page, new_page, run_files, run_page
+from tunesmith.web import data_page, list_page, new_page, run_files, run_page, use_page
 from tunesmith.web.commands import COMMAND
 from tunesmith.web.guard import WILDCARDS, Guard, Rules, is_loopback
 
@@ -123,6 +123,7 @@ def build(command: Sequence[str], rules: Rules) -> FastAPI:
 
     list_page.register(command)
     run_page.register(command)
+    use_page.register(command)
     new_page.register(command)
     data_page.register(command)
     core.sio.eio.cors_allowed_origins = []  # answers carry no CORS headers; the guard looks at Origin itself

@@ -111,10 +111,10 @@ async def start_run(command: Sequence[str], config: str) -> tuple[str, Outcome]:
 
 
 class SchemaSource:
-    """The train config's JSON Schema, asked of the command line once; kept in memory, and on disk until code changes."""
+    """The JSON Schema of a command's settings, asked of the command line once; kept in memory, and on disk until code changes."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self.command = tuple(command)
+    def __init__(self, command: Sequence[str], kind: str = "train") -> None:
+        self.command, self.kind = tuple(command), kind
         self._schema: dict[str, Any] | None = None
         self._lock = asyncio.Lock()
 
@@ -133,13 +133,15 @@ class SchemaSource:
                 return kept
         except (OSError, ValueError):
             pass
-        outcome = await run(self.command, "schema", "train", patience=120)
+        outcome = await run(self.command, "schema", self.kind, patience=120)
         if not outcome.well:
             raise UserError(outcome.message, hint=outcome.hint or None)
         try:
             schema = json.loads(outcome.out)
         except ValueError as error:
-            raise UserError(f"`tunesmith schema train` did not answer with JSON: {outcome.out[:200]!r}") from error
+            raise UserError(
+                f"`tunesmith schema {self.kind}` did not answer with JSON: {outcome.out[:200]!r}"
+            ) from error
         try:
             await asyncio.to_thread(self._keep, place, outcome.out)
         except OSError:
@@ -153,11 +155,10 @@ class SchemaSource:
         for path in sorted(root.rglob("*.py")):
             info = path.stat()
             mark.update(f"{path}:{info.st_mtime_ns}:{info.st_size}\n".encode())
-        return home() / "cache" / f"schema-train-{mark.hexdigest()[:16]}.json"
+        return home() / "cache" / f"schema-{self.kind}-{mark.hexdigest()[:16]}.json"
 
-    @staticmethod
-    def _keep(place: Path, text: str) -> None:
+    def _keep(self, place: Path, text: str) -> None:
         if place.parent.is_dir():
-            for old in place.parent.glob("schema-train-*.json"):
+            for old in place.parent.glob(f"schema-{self.kind}-*.json"):
                 old.unlink(missing_ok=True)
         write_atomic(place, text)

@@ -13,6 +13,7 @@ from nicegui import run, ui
 from tunesmith.runs.folder import RunFolder, Status
 from tunesmith.web import chart, figures, run_actions, run_files
 from tunesmith.web.commands import split_message
+from tunesmith.web.files_view import draw_files
 from tunesmith.web.follow import Follower
 from tunesmith.web.language import Texts
 from tunesmith.web.list_page import state_chip
@@ -239,6 +240,8 @@ class _RunView:
                     style="main",
                 )
                 resume.set_enabled(not view.doing)
+            if view.checkpoints:
+                tag("a", t("use.title"), "small-link", href=f"/run/{quote(folder.id)}/use")
             if status.state != "running":
                 delete = button(
                     t("action.delete"),
@@ -275,14 +278,4 @@ class _RunView:
     def _show_files(self, view: View) -> None:
         self.files.clear()
         with self.files:
-            if not view.artifacts:
-                tag("p", self.t("run.artifacts_empty"), "quiet")
-            for artifact in view.artifacts:
-                address = f"{self._file(artifact.name)}?v={artifact.changed:.0f}"
-                name = artifact.name.removeprefix("artifacts/")
-                with tag("a", css="file", href=address, target="_blank"):
-                    if artifact.is_picture:
-                        tag("img", src=address, alt=name, loading="lazy")
-                    with ui.element("span").classes("file-line"):
-                        tag("span", name)
-                        tag("span", figures.size(artifact.bytes), "quiet")
+            draw_files(self.folder.id, view.artifacts, self.t)

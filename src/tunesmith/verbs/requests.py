@@ -1,0 +1,84 @@
+"""What the page's forms for export, deploy and compare ask: the options of these commands as configs, with help in two languages.
+
+A field is the command's option of the same name; the union ``to`` is ``--to KIND`` with the settings of that target. A test compares
+them with the commands themselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, create_model
+
+from tunesmith.config.base import Config, setting
+from tunesmith.config.plugins import config_of, load, names
+
+TARGETS = "tunesmith.export.targets"
+
+
+def _targets() -> Any:
+    """The configs of all targets, told apart by a ``kind`` that is the file's name."""
+    from typing import Annotated, Union
+
+    from pydantic import Discriminator, Tag
+
+    members = []
+    for name in names(TARGETS):
+        plain = config_of(TARGETS, name)
+        kind: Any = Literal[name]
+        made = create_model(
+            f"{name.title().replace('_', '')}Target",
+            __base__=plain,
+            kind=(kind, Field(name, description=f"`--to {name.replace('_', '-')}`.")),
+        )
+        made.__doc__ = plain.__doc__
+        members.append(Annotated[made, Tag(name)])
+    union = Union[tuple(members)]  # type: ignore[valid-type]  # noqa: UP007
+    return Annotated[union, Discriminator(lambda value: value.get("kind") if isinstance(value, dict) else value.kind)]
+
+
+if TYPE_CHECKING:
+    Target = Any
+else:
+    Target = _targets()
+
+
+class ExportRequest(Config):
+    """Files of the model for other programs."""
+
+    to: Target = setting({"kind": "gguf"}, zh="导出成什么。", basic=True)
+    """What to make."""
+    base: str | None = setting(None, zh="以量化形式存储的基座的 16 位原模型：适配器合并到它里面。")
+    """16-bit original to merge into, for a base that is stored quantized."""
+
+
+class DeployRequest(Config):
+    """The model in Ollama, with the proof that it is the one that was trained."""
+
+    name: str = setting(zh="在 Ollama 中的名字，例如 my-model:7b。", basic=True, min_length=1)
+    """What it is called in Ollama, for example my-model:7b."""
+    level: str = setting(
+        "q8_0",
+        zh="GGUF 权重的数值类型。",
+        basic=True,
+        choices=load(TARGETS, "gguf").LEVELS,
+    )
+    """Numbers of the GGUF."""
+    url: str | None = setting(None, zh="Ollama 服务器的地址；默认 OLLAMA_HOST，否则为本机。")
+    """The Ollama server; by default OLLAMA_HOST, else this machine."""
+
+
+class CompareRequest(Config):
+    """The base and the tuned model answer the same prompts."""
+
+    prompt: list[str] = setting(list, zh="要问的问题，每行一个；不填则使用留出的样本。", basic=True)
+    """Prompts, one a line; by default rows that were held out are asked."""
+    data: str | None = setting(None, zh="数据集：问其中的问题，并测量损失。")
+    """A data set: its questions are asked and its loss is measured."""
+    limit: int = setting(12, zh="最多问多少个问题。", ge=1)
+    """Most prompts that are asked."""
+    max_tokens: int = setting(128, zh="每个回答的最多词元数。", ge=1)
+    """Most tokens of an answer."""
+
+
+REQUESTS: dict[str, type[Config]] = {"export": ExportRequest, "deploy": DeployRequest, "compare": CompareRequest}
