@@ -104,7 +104,9 @@ def test_files_stay_inside_the_run(folder: RunFolder) -> None:
     assert [a.name for a in run_files.artifacts(folder)] == ["artifacts/loss.png"]
 
 
-def test_no_file_of_a_run_is_served_as_a_page() -> None:
-    assert run_files.served_as(Path("a.html")) == ("text/plain; charset=utf-8", True)
+def test_how_files_of_a_run_are_served() -> None:
+    assert run_files.served_as(Path("a.html")) == ("text/html; charset=utf-8", True)
+    assert run_files.served_as(Path("a.md")) == ("text/plain; charset=utf-8", True)
+    assert run_files.served_as(Path("a.htm")) == ("application/octet-stream", False)
     assert run_files.served_as(Path("a.js")) == ("application/octet-stream", False)
     assert run_files.served_as(Path("a.PNG")) == ("image/png", True)

@@ -150,7 +150,9 @@ def test_files_of_runs_do_not_lead_out(server: Server, run: RunFolder) -> None:
     picture = ask(server, f"{base}/artifacts/loss.svg")
     assert picture.status_code == 200 and "sandbox" in picture.headers["content-security-policy"]
     page = ask(server, f"{base}/artifacts/report.html")
-    assert page.headers["content-type"].startswith("text/plain") and page.headers["x-content-type-options"] == "nosniff"
+    policy = page.headers["content-security-policy"]
+    assert page.headers["content-type"].startswith("text/html") and page.headers["x-content-type-options"] == "nosniff"
+    assert policy.endswith("; sandbox") and "default-src 'none'" in policy and "script-src" not in policy
     for path in (
         f"{base}/artifacts/out.txt", f"{base}/..%2f..%2fsecret.txt", f"{base}/%2e%2e/%2e%2e/secret.txt",
         f"{base}//etc/passwd", "/run/..%2f..%2f/files/secret.txt", "/run/%2e%2e/files/secret.txt", "/static/..%2fapp.py",

@@ -95,3 +95,14 @@ def test_what_is_started_is_told_and_outlives_the_page(tab: Tab, server: Server,
     page.get_by_role("heading", name="使用这个模型").wait_for()
     page.get_by_text("任务失败了").first.wait_for()
     assert tab.errors == [] and not tab.outside()
+
+
+@pytest.mark.page
+def test_a_report_is_shown_without_its_scripts(tab: Tab, server: Server) -> None:  # noqa: F811
+    run = RunFolder.create("model: demo\n", "reported", server.home / "runs")
+    run.artifacts.mkdir()
+    script = "<script>document.title = 'ran'; fetch('/')</script><img src=x onerror=\"document.title='ran'\">"
+    (run.artifacts / "report.html").write_text(f"<title>still</title><h1>Report</h1>{script}", encoding="utf-8")
+    tab.page.goto(f"{server.address}run/{run.id}/files/artifacts/report.html")
+    tab.page.get_by_role("heading", name="Report").wait_for()
+    assert tab.page.title() == "still"

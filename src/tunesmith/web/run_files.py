@@ -15,7 +15,7 @@ PICTURES = {
     ".webp": "image/webp",
 }
 DRAWINGS = {".svg": "image/svg+xml"}
-TEXTS = {".txt", ".md", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".log", ".html"}
+TEXTS = {".txt", ".md", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".log"}
 MOST_FILES = 200
 
 
@@ -66,12 +66,15 @@ def confined(run: RunFolder, name: str) -> Path | None:
 
 
 def served_as(path: Path) -> tuple[str, bool]:
-    """Content type, and whether a browser may show it (else it is downloaded). Text is shown as text, never as a page."""
+    """Content type, and whether a browser may show it (else it is downloaded). Reports in HTML are shown, in a sandbox without scripts
+    or anything from outside (``app.run_file``); other text is shown as text."""
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         return PICTURES[suffix], True
     if suffix in DRAWINGS:
         return DRAWINGS[suffix], True
+    if suffix == ".html":
+        return "text/html; charset=utf-8", True
     if suffix in TEXTS:
         return "text/plain; charset=utf-8", True
     return "application/octet-stream", False
