@@ -25,6 +25,7 @@ PROBES = (
 def check_loads(folder: Path, wanted: Any, words: Path, template: str | None) -> dict[str, Any]:
     """Load ``folder`` on the meta device (headers are read, weights are not), and compare it with what it was made from.
 
+    A folder that is stored quantized is read by our own layers, which need none of the packages that transformers would ask for.
     ``wanted``: transformers' config that it must read as; ``words``: the folder whose tokenizer it must have. Returns the figures for the report. Raises ExportError with the first difference.
     """
     config = load_config(folder)
@@ -34,6 +35,10 @@ def check_loads(folder: Path, wanted: Any, words: Path, template: str | None) ->
             raise ExportError(f"the exported config reads {key} = {here}, not {there} as the model it was made from")
     with quiet():
         try:
+            import torch
+
+            from tunesmith.models.quantization._opening import arguments
+
             _, found = model_class(config).from_pretrained(
                 folder,
                 device_map="meta",
@@ -41,6 +46,7 @@ def check_loads(folder: Path, wanted: Any, words: Path, template: str | None) ->
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                **arguments(folder, None, torch.float32),
             )
         except Exception as error:
             raise ExportError(f"transformers cannot load the exported model: {error}") from error

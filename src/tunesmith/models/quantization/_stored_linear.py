@@ -57,19 +57,13 @@ class GptqLinear(StoredLinear):
     """
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        bits = self.how["bits"]
-        q = unpack_words(self.weight.t(), bits)[:, : self.in_features]  # [out, in]
         zeros, scales, order = self.tensor("qzeros"), self.tensor("scales"), self.tensor("g_idx")
         assert zeros is not None and scales is not None
-        z = unpack_words(zeros, bits)[:, : self.out_features]
-        if self.how.get("checkpoint_format") != "gptq_v2":
-            z = z + 1 & 2**bits - 1
         if order is None:
             size = self.how["group_size"] if self.how["group_size"] > 0 else self.in_features
-            order = torch.arange(self.in_features, device=q.device) // size
-        order = order.long()
-        weight = (q - z.t()[:, order]).float() * scales.t().float()[:, order]
-        return weight.to(dtype)
+            order = torch.arange(self.in_features, device=scales.device) // size
+        first = self.how.get("checkpoint_format") != "gptq_v2"
+        return gptq_weight(self.weight, zeros, scales, order, self.how["bits"], below=int(first)).to(dtype)
 
 
 class AwqLinear(StoredLinear):
@@ -138,6 +132,30 @@ class PackedLinear(ScaledLinear):
         bits = self.how["bits"]
         q = unpack_words(self.weight, bits)[:, : self.in_features] - 2 ** (bits - 1)
         return self.scaled(q.float()).to(dtype)
+
+
+def gptq_weight(
+    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor, bits: int, below: int = 1
+) -> torch.Tensor:
+    """The weight (fp32 [out, in]) that the tensors of a GPTQ layer stand for; ``below``: stored zeros are so much less."""
+    order = g_idx.long()
+    q = unpack_words(qweight.t(), bits)[:, : len(order)]
+    z = unpack_words(qzeros, bits)[:, : scales.shape[1]] + below & 2**bits - 1
+    return (q - z.t()[:, order]).float() * scales.t().float()[:, order]
+
+
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 words [rows, n * bits / 32] from unsigned ``values`` [rows, n], n a multiple of 32; undone by ``unpack_words``."""
+    rows, n = values.shape
+    assert n % 32 == 0, f"{n} values in a row do not fill whole words"
+    parts = values.view(rows, n // 32, 32).long()
+    words = parts.new_zeros(rows, n // 32, bits + 1)  # one more for the upper half of the last shift, always 0
+    for k in range(32):
+        wide = parts[:, :, k] << (k * bits % 32)
+        words[:, :, k * bits // 32] |= wide & 0xFFFFFFFF
+        words[:, :, k * bits // 32 + 1] |= wide >> 32
+    words = words[:, :, :bits]
+    return torch.where(words >= 2**31, words - 2**32, words).int().flatten(1)
 
 
 def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:

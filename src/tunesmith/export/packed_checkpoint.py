@@ -1,0 +1,91 @@
+"""A model folder whose layers are stored in few bits: what may become one, and how it is written and checked.
+
+Knows nothing of any way to quantize; a target gives the tensors and the ``quantization_config`` that tells loaders how to read them.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.config.errors import ExportError
+from tunesmith.config.files import write_json
+from tunesmith.config.progress import Progress
+from tunesmith.export import companions
+from tunesmith.export.base import whole_or_nothing
+from tunesmith.export.facts import hub_name
+from tunesmith.export.load_back import check_loads
+from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
+from tunesmith.export.trained import is_part
+
+SHARD_BYTES = 5 * 10**9
+
+
+def read_source(source: Path) -> dict[str, StoredTensor]:
+    """The tensors of a whole model in 16 or 32 bit. Raises ExportError for anything else."""
+    if not source.is_dir():
+        raise ExportError(f"{source} is not a folder", hint="give the folder of a whole model")
+    if (source / "adapter_config.json").exists() or is_part(source):
+        raise ExportError(f"{source} holds what was learned, not a whole model", hint="merge it first: export it --to hf")
+    raw = read_json(source / "config.json")
+    settings = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config")
+    if settings:
+        raise ExportError(
+            f"{source} is stored quantized already ({settings.get('quant_method', 'unknown method')})",
+            hint="give the model in its original precision (16 or 32 bit)",
+        )
+    return read_model(source)
+
+
+@contextmanager
+def full_disk_in_words(out: Path, kept: Path | None = None) -> Iterator[None]:
+    """Turn "no space left" into an ExportError; ``kept``: where finished work stays."""
+    try:
+        yield
+    except Exception as error:  # safetensors has an error of its own for it
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        stays = f"; what is finished is kept in {kept}" if kept is not None and kept.exists() else ""
+        raise ExportError(
+            f"the disk of {out.parent} is full{stays}",
+            hint="free some space and give the same command again" + (", or remove that folder" if stays else ""),
+        ) from error
+
+
+def write_checkpoint(
+    source: Path, out: Path, tensors: Sequence[PlannedTensor], quantization: Mapping[str, Any], facts: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Write ``tensors`` to the new folder ``out``, with everything that ``source`` has beside its weights.
+
+    ``facts`` are the sentences of the model card about the numbers. Returns what was checked: our own reader finds every weight in its
+    packed form, and the tokenizer is the source's. Raises ExportError; then ``out`` does not exist.
+    """
+    raw, read = read_json(source / "config.json"), load_config(source)
+    settings = completed(raw, read, None) | {"quantization_config": dict(quantization)}
+    stops, template = stop_tokens(source), companions.find_template(source)
+    with whole_or_nothing(out) as work, full_disk_in_words(out):
+        work.mkdir()
+        progress.start("write", sum(tensor.nbytes for tensor in tensors), "B")
+        sums = write_shards(work, tensors, SHARD_BYTES, progress)
+        progress.finish()
+        write_json(work / "config.json", settings)
+        write_json(work / "generation_config.json", generation_config(source, stops))
+        companions.save_tokenizer(source, work, template) if template else companions.copy_tokenizer(source, work)
+        if not template:
+            companions.write_template(source, work, None)
+        companions.copy_licences([source], work)
+        card = companions.model_card(source, hub_name(None, raw), [*facts, "made with Tunesmith"])
+        (work / "README.md").write_text(card, encoding="utf-8")
+        checks = check_loads(work, read, source, template)
+        companions.write_checksums(work, sums)
+    return {"tensors": len(tensors), "stop_token_ids": stops, **checks}
+
+
+def unchanged(tensor: StoredTensor) -> PlannedTensor:
+    """``tensor`` as it is."""
+    return PlannedTensor(tensor.name, tensor.dtype, tensor.shape, tensor.chunks)

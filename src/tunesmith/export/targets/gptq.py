@@ -1,0 +1,175 @@
+"""``--to gptq``: 8, 4, 3 or 2 bits a weight, calibrated on the person's own text, for transformers, vLLM and our own chat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.config.base import Config as BaseConfig
+from tunesmith.config.base import setting
+from tunesmith.config.errors import ExportError
+from tunesmith.config.progress import SILENT, Progress
+from tunesmith.export.base import Report, check_target, size_of
+from tunesmith.export.block_files import BlockFiles, fingerprint
+from tunesmith.export.packed_checkpoint import full_disk_in_words, read_source, unchanged, write_checkpoint
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor
+from tunesmith.models.devices import best_device
+
+if TYPE_CHECKING:
+    from tunesmith.export.layerwise import Layerwise
+
+SOURCE, OUT = "merged", "folder"
+GROUPS = (128, 64, 32)
+FORMAT = 1
+"""Counts changes that would make a finished block of an earlier version differ."""
+
+
+class Config(BaseConfig):
+    """GPTQ (Frantar et al., 2022): the weights that follow make up for the rounding of each, measured on calibration text."""
+
+    bits: Literal[2, 3, 4, 8] = setting(
+        4, zh="每个权重的位数：8 几乎无损，4 是常用选择，3 和 2 损失明显（请看质量报告）。", basic=True
+    )
+    """Bits per weight: 8 is nearly exact, 4 the usual choice, 3 and 2 cost much (see the quality report)."""
+    group_size: Literal[-1, 32, 64, 128] | None = setting(
+        None, zh="共用一个缩放系数的输入个数；-1 表示整行。默认取 128、64、32 中能整除所有层的最大值。", basic=True
+    )
+    """Inputs that share a scale, -1 for whole rows. Default: the largest of 128, 64 and 32 that divides the width of every layer."""
+    sym: bool | None = setting(None, zh="零点固定在中间。默认：4 位和 8 位为真（vLLM 需要），3 位和 2 位为假（更准）。")
+    """Zero fixed in the middle of the range. Default: yes at 4 and 8 bits, as vLLM demands; no at 3 and 2, where it costs much."""
+    act_order: Literal["none", "static", "activation"] = setting(
+        "static",
+        zh="各列的处理顺序：none 按原顺序；static 先处理输入大的列，分组不变（推理不变慢）；activation 分组也按此顺序（即 desc_act，推理较慢）。",
+    )
+    """Order of columns: as they are, largest inputs first in unchanged groups, or groups in that order too (desc_act; slower to run)."""
+    search: bool = setting(True, zh="为每组搜索误差最小的缩放系数，而不是直接取最大值。")
+    """Choose each scale among several by its squared error instead of taking the extremes."""
+    damp: float = setting(0.01, zh="加在 Hessian 对角线上的阻尼，占其均值的比例。", gt=0, lt=1)
+    """Damping of the Hessian, as a part of the mean of its diagonal."""
+    calibration_tokens: int = setting(32768, zh="校准文本的词元数。", ge=1)
+    """Tokens of calibration text."""
+
+
+def calibration(config: Config) -> int:
+    """Tokens of calibration text that ``export`` wants."""
+    return config.calibration_tokens
+
+
+def export(
+    source: Path,
+    out: Path,
+    config: Config,
+    progress: Progress = SILENT,
+    *,
+    calibration: Sequence[Sequence[int]] = (),
+) -> Report:
+    """Quantize the full model folder ``source`` (16 or 32 bit) into the new folder ``out``, calibrated on rows of token ids.
+
+    Linear layers of the blocks are quantized; embeddings, norms and the output layer stay as they are. One block's weights are in memory at
+    a time. Finished blocks lie beside ``out`` (``.NAME.blocks``), so that the same call goes on after a kill and ends in the same
+    bytes (on a CPU); they are removed at the end. Raises ExportError; then ``out`` does not exist.
+    """
+    stored = read_source(source)
+    rows = [list(row) for row in calibration if len(row) > 0]
+    if not rows:
+        raise ExportError(
+            "GPTQ needs calibration text, and there is none",
+            hint="export from a run, whose data are taken, or name some text; --to fp8 needs none",
+        )
+    from tunesmith.export.gptq_blocks import Gptq, quantize
+    from tunesmith.export.gptq_solver import Grid
+    from tunesmith.export.layerwise import Layerwise
+
+    model = Layerwise(source, stored, best_device())
+    group = _group_size(model, config.group_size)
+    weights = sum(t.nbytes for t in stored.values())
+    check_target(out, 2 * _packed_bytes(model, stored, config.bits) + weights - _linear_bytes(model, stored) + 2**22)
+    sym = config.bits in (4, 8) if config.sym is None else config.sym
+    how = Gptq(Grid(config.bits, group, sym, config.search), config.act_order, config.damp)
+    folder = out.parent / f".{out.name}.blocks"
+    with full_disk_in_words(out, folder):
+        files = BlockFiles(folder, fingerprint(source, stored, rows, f"gptq {FORMAT} {how}"))
+        done = quantize(model, rows, how, files, progress)
+        settings = _settings(how, done.kept)
+        tokens = sum(len(row) for row in rows)
+        facts = [
+            f"GPTQ, {config.bits} bits, group size {group}, {'symmetric' if sym else 'asymmetric'}: {len(done.errors)} linear layers, "
+            f"calibrated on {len(rows)} texts of together {tokens} tokens; embeddings and output layer unquantized"
+        ]
+        checks = write_checkpoint(source, out, _tensors(stored, model, files), settings, facts, progress)
+    files.remove()
+    mean = sum(done.errors.values()) / len(done.errors)
+    return Report(
+        out,
+        size_of(out),
+        {"layers": len(done.errors), "layer_error": mean, "group_size": group, "sym": sym, **checks},
+        _notes(config.bits, sym, done.kept),
+    )
+
+
+def _group_size(model: Layerwise, wanted: int | None) -> int:
+    """The size to use. Raises ExportError when ``wanted`` does not divide a width, or when no layer can be packed at all."""
+    from tunesmith.export.gptq_blocks import WORD, packable
+
+    widths = {
+        model.blocks[i].get_submodule(name).in_features: model.weight_name(i, name)
+        for i, names in enumerate(model.linears)
+        for name in names
+        if packable(model, i, name)
+    }
+    if not widths:
+        raise ExportError(f"no linear layer of this model has widths that are multiples of {WORD}, as GPTQ files demand")
+    fits = [size for size in GROUPS if all(width % size == 0 for width in widths)]
+    if wanted is None:
+        return fits[0]
+    for width, name in widths.items():
+        if wanted > 0 and width % wanted:
+            raise ExportError(
+                f"group_size={wanted} does not divide the {width} inputs of {name}",
+                hint=f"sizes that divide every layer of this model: {', '.join(map(str, fits))}, -1 (whole rows)",
+            )
+    return wanted
+
+
+def _linear_bytes(model: Layerwise, stored: dict[str, StoredTensor]) -> int:
+    return sum(stored[model.weight_name(i, n)].nbytes for i, names in enumerate(model.linears) for n in names)
+
+
+def _packed_bytes(model: Layerwise, stored: dict[str, StoredTensor], bits: int) -> int:
+    """About what the layers take packed: scales and zeros of the smallest groups included."""
+    count = sum(math.prod(stored[model.weight_name(i, n)].shape) for i, names in enumerate(model.linears) for n in names)
+    return int(count * (bits / 8 + 3 / 32))
+
+
+def _settings(how: Any, kept: list[str]) -> dict[str, Any]:
+    """``quantization_config`` as AutoGPTQ, GPTQModel, transformers and vLLM read it."""
+    desc_act = how.order == "activation" and how.grid.group > 0
+    settings = {
+        "quant_method": "gptq", "bits": how.grid.bits, "group_size": how.grid.group, "sym": how.grid.symmetric, "desc_act": desc_act,
+        "checkpoint_format": "gptq", "pack_dtype": "int32", "lm_head": False, "damp_percent": how.damp, "true_sequential": True,
+        "static_groups": how.order == "static", "meta": {"quantizer": [f"tunesmith:{version('tunesmith')}"]},
+    }  # fmt: skip
+    if kept:
+        settings["dynamic"] = {f"-:^{name.replace('.', chr(92) + '.')}$": {} for name in kept}
+    return settings
+
+
+def _tensors(stored: dict[str, StoredTensor], model: Layerwise, files: BlockFiles) -> list[PlannedTensor]:
+    """What to write, in the source's order: packed layers in the place of their weights."""
+    packed: dict[str, list[PlannedTensor]] = {}
+    for i in range(len(model.blocks)):
+        for name, tensor in files.stored(i).items():
+            packed.setdefault(name.rpartition(".")[0] + ".weight", []).append(unchanged(tensor))
+    return [new for name, tensor in stored.items() for new in packed.get(name) or [unchanged(tensor)]]
+
+
+def _notes(bits: int, sym: bool, kept: list[str]) -> tuple[str, ...]:
+    notes = []
+    if bits not in (4, 8) or not sym:
+        notes.append("vLLM loads GPTQ with 4 or 8 bits and sym=true only; transformers and Tunesmith load this one")
+    if kept:
+        notes.append(f"{len(kept)} layers stay in 16 bits, first {kept[0]}: never used, or widths that are no multiples of 32")
+    return tuple(notes)
