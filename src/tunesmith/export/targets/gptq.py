@@ -73,7 +73,7 @@ def export(
     bytes (on a CPU); they are removed at the end. Raises ExportError; then ``out`` does not exist.
     """
     stored = read_source(source)
-    rows = [list(row) for row in calibration if len(row) > 0]
+    rows = [[int(token) for token in row] for row in calibration if len(row) > 0]
     if not rows:
         raise ExportError(
             "GPTQ needs calibration text, and there is none",

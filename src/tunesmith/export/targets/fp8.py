@@ -1,0 +1,101 @@
+"""``--to fp8``: float8 weights with a scale per output row, activations rounded per token while it runs; for vLLM (compressed-tensors)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.config.base import Config as BaseConfig
+from tunesmith.config.errors import ExportError
+from tunesmith.config.progress import SILENT, Progress
+from tunesmith.export.base import Report, check_target, size_of
+from tunesmith.export.changes import FLOATS, loaded
+from tunesmith.export.packed_checkpoint import read_source, unchanged, write_checkpoint
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCE, OUT = "merged", "folder"
+MULTIPLE = 16
+"""Widths that the matrix units of GPUs take in float8."""
+
+
+class Config(BaseConfig):
+    """float8 (e4m3) weights and activations, half the size of 16 bit and nearly exact; needs no calibration text."""
+
+
+def export(source: Path, out: Path, config: Config, progress: Progress = SILENT) -> Report:
+    """Write the full model folder ``source`` (16 or 32 bit) to the new folder ``out``, in compressed-tensors' ``FP8_DYNAMIC`` form.
+
+    Linear layers of the blocks become ``weight`` float8 [out, in] and ``weight_scale`` [out, 1]; all else stays. One tensor is in
+    memory at a time. Raises ExportError; then ``out`` does not exist.
+    """
+    stored = read_source(source)
+    import torch
+
+    from tunesmith.export.layerwise import Layerwise
+
+    model = Layerwise(source, stored, torch.device("meta"))
+    names = {f"{model.name}.{i}.{n}": (i, n) for i, linears in enumerate(model.linears) for n in linears}
+    packed = {
+        model.weight_name(i, n)
+        for i, n in names.values()
+        if all(width % MULTIPLE == 0 for width in stored[model.weight_name(i, n)].shape)
+    }
+    if not packed:
+        raise ExportError(f"no linear layer of {source} has widths that are multiples of {MULTIPLE}, as float8 kernels demand")
+    left = [n for n, m in model.model.named_modules() if type(m) is torch.nn.Linear and f"{n}.weight" not in packed]
+    tensors = [new for name, tensor in stored.items() for new in (_float8(tensor) if name in packed else [unchanged(tensor)])]
+    check_target(out, sum(tensor.nbytes for tensor in tensors) + 2**22)
+    facts = [f"float8 (e4m3) weights with a scale per output row, activations float8 per token: {len(packed)} linear layers"]
+    checks = write_checkpoint(source, out, tensors, _settings(left), facts, progress)
+    kept = [name for name in names if name in left]
+    notes = (f"{len(kept)} layers stay in 16 bits: widths that are no multiples of {MULTIPLE}",) if kept else ()
+    return Report(out, size_of(out), {"layers": len(packed), **checks}, notes)
+
+
+def _settings(left: list[str]) -> dict[str, Any]:
+    """``quantization_config`` as compressed-tensors defines its preset FP8_DYNAMIC; ``left``: linear layers that are not packed."""
+    numbers = {"num_bits": 8, "type": "float", "symmetric": True, "group_size": None}
+    weights = numbers | {"strategy": "channel", "dynamic": False}
+    inputs = numbers | {"strategy": "token", "dynamic": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+        "config_groups": {"group_0": group}, "ignore": left, "kv_cache_scheme": None, "global_compression_ratio": None,
+    }  # fmt: skip
+
+
+def _float8(tensor: StoredTensor) -> list[PlannedTensor]:
+    if tensor.dtype not in FLOATS or tensor.dtype == "F64":
+        raise ExportError(f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, not in 16 or 32 bit")
+    scale = PlannedTensor(
+        tensor.name + "_scale", tensor.dtype, (tensor.shape[0], 1), lambda: _bytes(rounded(loaded(tensor), tensor.name)[1])
+    )
+    weight = PlannedTensor(tensor.name, "F8_E4M3", tensor.shape, lambda: _bytes(rounded(loaded(tensor), tensor.name)[0]))
+    return [weight, scale]
+
+
+def rounded(weight: torch.Tensor, name: str = "the weight") -> tuple[torch.Tensor, torch.Tensor]:
+    """float8 of ``weight`` [out, in] and its scales [out, 1] in the type of the weight, in which loaders keep them.
+
+    A row is divided by its scale as stored, so that the rounding of the scale costs nothing. Raises ExportError for numbers that are not finite.
+    """
+    import torch
+
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    rows = weight.float()
+    scale = (rows.abs().amax(1, keepdim=True) / largest).to(weight.dtype)
+    if not bool(scale.isfinite().all()):
+        raise ExportError(f"{name} holds numbers that are not finite", hint="the model is damaged: does it answer in chat?")
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (rows / scale.float()).clamp_(-largest, largest).to(torch.float8_e4m3fn), scale
+
+
+def _bytes(tensor: torch.Tensor) -> Iterable[bytes]:
+    import torch
+
+    flat = tensor.contiguous().view(torch.uint8).flatten()
+    return (part.numpy().tobytes() for part in flat.split(8 * 2**20))
