@@ -77,7 +77,10 @@ def main() -> None:
     folder = localize("demo").folder
     tokenizer = open_tokenizer(folder)
     stage = sft.build(sft.Config(), Renderer(tokenizer, max_length=512))
-    encoded = [list(map(int, stage.encode(e).ids)) for e in load(DataConfig(train=("lantern_bay",), eval_share=0), seed=0).train]
+    encoded = [
+        list(map(int, stage.encode(e).ids))
+        for e in load(DataConfig(train=("lantern_bay",), eval_share=0), seed=0).train
+    ]
     held, rows, used = encoded[:16], [], 0
     for row in encoded[16:]:
         rows.append(row[: given.tokens - used])
@@ -94,7 +97,9 @@ def main() -> None:
             if given.other is not None:
                 results.append(other(given.other, folder, Path(place), rows, texts, bits, given.group))
     target = Path(__file__).parent / "results" / "gptq.json"
-    target.write_text(json.dumps({"tokens": used, "rows": len(rows), "group": given.group, "results": results}, indent=1) + "\n")
+    target.write_text(
+        json.dumps({"tokens": used, "rows": len(rows), "group": given.group, "results": results}, indent=1) + "\n"
+    )
 
 
 def variants(bits: int, group: int, *, every: bool) -> dict[str, dict[str, Any]]:
@@ -143,9 +148,23 @@ def other(python: Path, folder: Path, place: Path, rows: Any, texts: Any, bits: 
     script.write_text(OTHER)
     data.write_text(json.dumps(rows))
     began = time.monotonic()
-    command = [str(python), str(script), str(folder), str(data), str(out), str(bits), str(torch.get_num_threads()), str(group)]
+    command = [
+        str(python),
+        str(script),
+        str(folder),
+        str(data),
+        str(out),
+        str(bits),
+        str(torch.get_num_threads()),
+        str(group),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    result = {"name": f"{bits} gptqmodel", "seconds": time.monotonic() - began, "bytes": size_of(out), **perplexities(out, texts)}
+    result = {
+        "name": f"{bits} gptqmodel",
+        "seconds": time.monotonic() - began,
+        "bytes": size_of(out),
+        **perplexities(out, texts),
+    }
     shutil.rmtree(out)
     show(result)
     return result

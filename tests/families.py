@@ -74,14 +74,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> config class of transformers and what differs from ``SIZES``."""
 
 
-def make_family(folder: Path, family: str, seed: int = 0) -> Path:
-    """A random model of ``family`` in ``folder``, saved by transformers, with a tokenizer of whole words."""
+def make_family(folder: Path, family: str, seed: int = 0, **changes: Any) -> Path:
+    """A random model of ``family`` in ``folder``, saved by transformers, with a tokenizer of whole words; ``changes`` of its config."""
     import torch
     import transformers
 
     name, settings = FAMILIES[family]
     torch.manual_seed(seed)
-    config = getattr(transformers, name)(**SIZES | settings)
+    config = getattr(transformers, name)(**SIZES | settings | changes)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():  # louder than the usual start, so that what is wrong shows

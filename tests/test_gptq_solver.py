@@ -76,7 +76,8 @@ def test_better_than_the_nearest(bits: int, symmetric: bool, order: str) -> None
 def test_searching_scales_helps(bits: int) -> None:
     weight, hessian = problem(16, 128)
     errors = [
-        output_error(weight, solve(weight, hessian, Grid(bits, 32, False, search)).weight(), hessian) for search in (True, False)
+        output_error(weight, solve(weight, hessian, Grid(bits, 32, False, search)).weight(), hessian)
+        for search in (True, False)
     ]
     assert errors[0] < errors[1]
 

@@ -59,9 +59,7 @@ def packed(rounded: Rounded, bits: int) -> dict[str, torch.Tensor]:
     }
 
 
-def quantize(
-    model: Layerwise, rows: Sequence[Sequence[int]], how: Gptq, files: BlockFiles, progress: Progress
-) -> Done:
+def quantize(model: Layerwise, rows: Sequence[Sequence[int]], how: Gptq, files: BlockFiles, progress: Progress) -> Done:
     """Quantize every block, each into its file of ``files``; blocks that are there already are passed through. Raises ExportError."""
     done = Done()
     total, finished = sum(len(names) for names in model.linears), files.finished()
@@ -108,7 +106,9 @@ def _block(
         start = 0
         for name, module in zip(names, modules, strict=True):
             end = start + module.out_features
-            part = Rounded(rounded.codes[start:end], rounded.scales[:, start:end], rounded.zeros[:, start:end], rounded.g_idx)
+            part = Rounded(
+                rounded.codes[start:end], rounded.scales[:, start:end], rounded.zeros[:, start:end], rounded.g_idx
+            )
             stored = model.weight_name(i, name).removesuffix(".weight")
             one = packed(part, how.grid.bits)
             before = module.weight

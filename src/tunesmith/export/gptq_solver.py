@@ -107,7 +107,9 @@ def to_nearest(weight: torch.Tensor, grid: Grid) -> Rounded:
     columns = weight.shape[1]
     size = columns if grid.group < 0 else grid.group
     alike = weight.new_ones(columns // size, size)
-    scales, zeros = (t.t().contiguous() for t in scales_and_zeros(weight.float().view(len(weight), -1, size), alike, grid))
+    scales, zeros = (
+        t.t().contiguous() for t in scales_and_zeros(weight.float().view(len(weight), -1, size), alike, grid)
+    )
     g_idx = torch.arange(columns, device=weight.device) // size
     codes = _codes(weight.float(), scales.t()[:, g_idx], zeros.t()[:, g_idx], grid.bits)
     return Rounded(codes.to(torch.uint8), scales.half(), zeros.int(), g_idx.int())

@@ -30,7 +30,9 @@ def read_source(source: Path) -> dict[str, StoredTensor]:
     if not source.is_dir():
         raise ExportError(f"{source} is not a folder", hint="give the folder of a whole model")
     if (source / "adapter_config.json").exists() or is_part(source):
-        raise ExportError(f"{source} holds what was learned, not a whole model", hint="merge it first: export it --to hf")
+        raise ExportError(
+            f"{source} holds what was learned, not a whole model", hint="merge it first: export it --to hf"
+        )
     raw = read_json(source / "config.json")
     settings = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config")
     if settings:

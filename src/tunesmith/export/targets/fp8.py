@@ -45,11 +45,17 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
         if all(width % MULTIPLE == 0 for width in stored[model.weight_name(i, n)].shape)
     }
     if not packed:
-        raise ExportError(f"no linear layer of {source} has widths that are multiples of {MULTIPLE}, as float8 kernels demand")
+        raise ExportError(
+            f"no linear layer of {source} has widths that are multiples of {MULTIPLE}, as float8 kernels demand"
+        )
     left = [n for n, m in model.model.named_modules() if type(m) is torch.nn.Linear and f"{n}.weight" not in packed]
-    tensors = [new for name, tensor in stored.items() for new in (_float8(tensor) if name in packed else [unchanged(tensor)])]
+    tensors = [
+        new for name, tensor in stored.items() for new in (_float8(tensor) if name in packed else [unchanged(tensor)])
+    ]
     check_target(out, sum(tensor.nbytes for tensor in tensors) + 2**22)
-    facts = [f"float8 (e4m3) weights with a scale per output row, activations float8 per token: {len(packed)} linear layers"]
+    facts = [
+        f"float8 (e4m3) weights with a scale per output row, activations float8 per token: {len(packed)} linear layers"
+    ]
     checks = write_checkpoint(source, out, tensors, _settings(left), facts, progress)
     kept = [name for name in names if name in left]
     notes = (f"{len(kept)} layers stay in 16 bits: widths that are no multiples of {MULTIPLE}",) if kept else ()
@@ -72,9 +78,14 @@ def _float8(tensor: StoredTensor) -> list[PlannedTensor]:
     if tensor.dtype not in FLOATS or tensor.dtype == "F64":
         raise ExportError(f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, not in 16 or 32 bit")
     scale = PlannedTensor(
-        tensor.name + "_scale", tensor.dtype, (tensor.shape[0], 1), lambda: _bytes(rounded(loaded(tensor), tensor.name)[1])
+        tensor.name + "_scale",
+        tensor.dtype,
+        (tensor.shape[0], 1),
+        lambda: _bytes(rounded(loaded(tensor), tensor.name)[1]),
     )
-    weight = PlannedTensor(tensor.name, "F8_E4M3", tensor.shape, lambda: _bytes(rounded(loaded(tensor), tensor.name)[0]))
+    weight = PlannedTensor(
+        tensor.name, "F8_E4M3", tensor.shape, lambda: _bytes(rounded(loaded(tensor), tensor.name)[0])
+    )
     return [weight, scale]
 
 
@@ -89,7 +100,9 @@ def rounded(weight: torch.Tensor, name: str = "the weight") -> tuple[torch.Tenso
     rows = weight.float()
     scale = (rows.abs().amax(1, keepdim=True) / largest).to(weight.dtype)
     if not bool(scale.isfinite().all()):
-        raise ExportError(f"{name} holds numbers that are not finite", hint="the model is damaged: does it answer in chat?")
+        raise ExportError(
+            f"{name} holds numbers that are not finite", hint="the model is damaged: does it answer in chat?"
+        )
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (rows / scale.float()).clamp_(-largest, largest).to(torch.float8_e4m3fn), scale
 

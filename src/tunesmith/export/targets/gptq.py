@@ -121,7 +121,9 @@ def _group_size(model: Layerwise, wanted: int | None) -> int:
         if packable(model, i, name)
     }
     if not widths:
-        raise ExportError(f"no linear layer of this model has widths that are multiples of {WORD}, as GPTQ files demand")
+        raise ExportError(
+            f"no linear layer of this model has widths that are multiples of {WORD}, as GPTQ files demand"
+        )
     fits = [size for size in GROUPS if all(width % size == 0 for width in widths)]
     if wanted is None:
         return fits[0]
@@ -140,7 +142,9 @@ def _linear_bytes(model: Layerwise, stored: dict[str, StoredTensor]) -> int:
 
 def _packed_bytes(model: Layerwise, stored: dict[str, StoredTensor], bits: int) -> int:
     """About what the layers take packed: scales and zeros of the smallest groups included."""
-    count = sum(math.prod(stored[model.weight_name(i, n)].shape) for i, names in enumerate(model.linears) for n in names)
+    count = sum(
+        math.prod(stored[model.weight_name(i, n)].shape) for i, names in enumerate(model.linears) for n in names
+    )
     return int(count * (bits / 8 + 3 / 32))
 
 
@@ -171,5 +175,7 @@ def _notes(bits: int, sym: bool, kept: list[str]) -> tuple[str, ...]:
     if bits not in (4, 8) or not sym:
         notes.append("vLLM loads GPTQ with 4 or 8 bits and sym=true only; transformers and Tunesmith load this one")
     if kept:
-        notes.append(f"{len(kept)} layers stay in 16 bits, first {kept[0]}: never used, or widths that are no multiples of 32")
+        notes.append(
+            f"{len(kept)} layers stay in 16 bits, first {kept[0]}: never used, or widths that are no multiples of 32"
+        )
     return tuple(notes)
