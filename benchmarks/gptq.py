@@ -1,9 +1,10 @@
 """GPTQ of SmolLM2-135M side by side: ours, plain rounding to nearest, and (where it is installed) GPTQModel on the same calibration.
 
-    python benchmarks/gptq.py [--levels 4 3 2 8] [--tokens 8192] [--group 64] [--variants] [--other PYTHON]
+    python benchmarks/gptq.py [--levels 4 3 2 8] [--tokens 8192] [--group 64] [--variants] [--other PYTHON] [--blocks N]
 
 Calibration and evaluation are disjoint rows of ``lantern_bay`` with the chat template (``own``), and two bundled general texts
-below (``en``, ``zh``) that no calibration saw. Perplexity is of all tokens but the first, fp32. ``--variants`` tries orders of columns and
+below (``en``, ``zh``) that no calibration saw: perplexity of all tokens but the first, and mean KL from the 16-bit model, fp32. ``--blocks``
+cuts the model after so many blocks, for a machine with little time: its perplexity then says nothing, its KL does. ``--variants`` tries orders of columns and
 the search for scales. ``--other``: a Python with gptqmodel, which quantizes the same rows. Raw figures: benchmarks/results/gptq.json.
 """
 
@@ -51,6 +52,8 @@ TEXTS = {
     "磨坊主说，水在天黑以前就会退，从来都是这样，不必白白搬动家具。可是到了中午，他自己也开始把椅子往楼上搬。"
     "如果有准确的预报，情况会好得多，但是最近的水位站在上游三十公里处，从去年秋天起就坏了。",
 }  # fmt: skip
+Exact = dict[tuple[str, int], torch.Tensor]
+"""Log-probabilities [positions, vocabulary] of the 16-bit model, by text and row."""
 OTHER = """
 import json, os, sys
 os.environ.update(GPTQMODEL_CPU_WORKERS="2", TORCHDYNAMO_DISABLE="1")
@@ -72,30 +75,35 @@ def main() -> None:
     options.add_argument("--group", type=int, default=64)
     options.add_argument("--variants", action="store_true")
     options.add_argument("--other", type=Path)
+    options.add_argument("--blocks", type=int)
     given = options.parse_args()
     set_threads()
     folder = localize("demo").folder
+    cut = tempfile.TemporaryDirectory()
+    if given.blocks is not None:
+        folder = shortened(folder, Path(cut.name) / "model", given.blocks)
     tokenizer = open_tokenizer(folder)
     stage = sft.build(sft.Config(), Renderer(tokenizer, max_length=512))
     encoded = [
         list(map(int, stage.encode(e).ids))
         for e in load(DataConfig(train=("lantern_bay",), eval_share=0), seed=0).train
     ]
-    held, rows, used = encoded[:16], [], 0
-    for row in encoded[16:]:
+    held, rows, used = encoded[:8], [], 0
+    for row in encoded[8:]:
         rows.append(row[: given.tokens - used])
         used += len(rows[-1])
         if used >= given.tokens:
             break
     texts = {"own": held, **{name: [tokenizer(text).input_ids] for name, text in TEXTS.items()}}
-    results = [{"name": "16 bit", **perplexities(folder, texts)}]
+    exact: Exact = {}
+    results = [{"name": "16 bit", **figures(folder, texts, exact)}]
     show(results[-1])
     with tempfile.TemporaryDirectory() as place:
         for bits in given.levels:
             for name, changes in variants(bits, given.group, every=given.variants).items():
-                results.append(run(folder, Path(place), rows, texts, name, changes))
+                results.append(run(folder, Path(place), rows, texts, exact, name, changes))
             if given.other is not None:
-                results.append(other(given.other, folder, Path(place), rows, texts, bits, given.group))
+                results.append(other(given.other, folder, Path(place), rows, texts, exact, bits, given.group))
     target = Path(__file__).parent / "results" / "gptq.json"
     target.write_text(
         json.dumps({"tokens": used, "rows": len(rows), "group": given.group, "results": results}, indent=1) + "\n"
@@ -104,8 +112,8 @@ def main() -> None:
 
 def variants(bits: int, group: int, *, every: bool) -> dict[str, dict[str, Any]]:
     """Name -> settings of the target; ``nearest`` stands for rounding without calibration."""
-    base = {"bits": bits, "group_size": group}
-    found = {f"{bits} ours": base, f"{bits} nearest": {**base, "nearest": True}}
+    base: dict[str, Any] = {"bits": bits, "group_size": group}
+    found: dict[str, dict[str, Any]] = {f"{bits} ours": base, f"{bits} nearest": {**base, "nearest": True}}
     if every:
         for order in ("none", "static", "activation"):
             for search in (True, False):
@@ -116,7 +124,9 @@ def variants(bits: int, group: int, *, every: bool) -> dict[str, dict[str, Any]]
     return found
 
 
-def run(folder: Path, place: Path, rows: Any, texts: Any, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+def run(
+    folder: Path, place: Path, rows: Any, texts: Any, exact: Exact, name: str, changes: dict[str, Any]
+) -> dict[str, Any]:
     """One export with our solver (or rounding in its place), measured as our reader opens it."""
     out, began = place / "ours", time.monotonic()
     nearest = changes.pop("nearest", False)
@@ -125,7 +135,7 @@ def run(folder: Path, place: Path, rows: Any, texts: Any, name: str, changes: di
         return gptq_solver.to_nearest(weight, grid)
 
     def no_hessian(model: Any, i: int, linear: str, hidden: Any) -> torch.Tensor:
-        return torch.eye(model.blocks[i].get_submodule(linear).in_features, device=model.device)
+        return torch.eye(model.linear(i, linear).in_features, device=model.device)
 
     with contextlib.ExitStack() as stack:
         if nearest:  # nothing is measured then; the error below is of the weights, not of outputs
@@ -135,14 +145,16 @@ def run(folder: Path, place: Path, rows: Any, texts: Any, name: str, changes: di
     seconds = time.monotonic() - began
     result = {
         "name": name, "seconds": seconds, "bytes": report.bytes, "layer_error": report.checks["layer_error"],
-        "peak_rss": peak_rss(), **perplexities(out, texts),
+        "peak_rss": peak_rss(), **figures(out, texts, exact),
     }  # fmt: skip
     shutil.rmtree(out)
     show(result)
     return result
 
 
-def other(python: Path, folder: Path, place: Path, rows: Any, texts: Any, bits: int, group: int) -> dict[str, Any]:
+def other(
+    python: Path, folder: Path, place: Path, rows: Any, texts: Any, exact: Exact, bits: int, group: int
+) -> dict[str, Any]:
     """The same rows through GPTQModel, in a process of its own."""
     out, script, data = place / "other", place / "other.py", place / "rows.json"
     script.write_text(OTHER)
@@ -163,28 +175,43 @@ def other(python: Path, folder: Path, place: Path, rows: Any, texts: Any, bits: 
         "name": f"{bits} gptqmodel",
         "seconds": time.monotonic() - began,
         "bytes": size_of(out),
-        **perplexities(out, texts),
+        **figures(out, texts, exact),
     }
     shutil.rmtree(out)
     show(result)
     return result
 
 
-def perplexities(folder: Path, texts: dict[str, list[list[int]]]) -> dict[str, float]:
-    """Of each text, with the folder as it is stored."""
+def figures(folder: Path, texts: dict[str, list[list[int]]], exact: Exact) -> dict[str, float]:
+    """Perplexity of each text, and mean KL from ``exact``, which the first call fills; the folder as it is stored."""
     device = best_device()
     model = open_model(folder, dtype=torch.float32, device=device)
     found = {}
     for name, rows in texts.items():
-        total, count = 0.0, 0
-        for row in rows:
+        loss, kl, count = 0.0, 0.0, 0
+        for i, row in enumerate(rows):
             ids = torch.tensor([row], device=device)
             with torch.no_grad():
-                logits = model(ids).logits[0, :-1]
-            total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+                logs = model(ids).logits[0, :-1].log_softmax(-1)
+            first = exact.setdefault((name, i), logs)
+            loss -= float(logs.gather(1, ids[0, 1:, None]).sum())
+            kl += float((first.exp() * (first - logs)).sum())
             count += len(row) - 1
-        found[name] = math.exp(total / count)
+        found |= {name: math.exp(loss / count), f"{name} KL": kl / count}
     return found
+
+
+def shortened(folder: Path, out: Path, blocks: int) -> Path:
+    """A copy of the model in ``folder`` that ends after so many blocks."""
+    model = open_model(folder, dtype=torch.float32, device=torch.device("cpu"), attention="sdpa")
+    del model.model.layers[blocks:]
+    model.config.num_hidden_layers = blocks
+    model.config.layer_types = None
+    model.save_pretrained(out)
+    for file in folder.iterdir():
+        if "token" in file.name or file.suffix == ".jinja":
+            shutil.copyfile(file, out / file.name)
+    return out
 
 
 def show(result: dict[str, Any]) -> None:

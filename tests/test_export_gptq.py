@@ -59,11 +59,12 @@ def layerwise(folder: Path) -> Layerwise:
     return Layerwise(folder, read_model(folder), CPU)
 
 
-def inputs_of(model: Any, name: str, run: Callable[[], Any]) -> list[torch.Tensor]:
+def inputs_of(model: Any, name: str, run: Callable[..., Any], *args: Any, **more: Any) -> list[torch.Tensor]:
+    """What the layer ``name`` of ``model`` gets while ``run`` runs with the arguments."""
     seen: list[torch.Tensor] = []
     handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
-        run()
+        run(*args, **more)
     handle.remove()
     return seen
 
@@ -86,13 +87,11 @@ def test_block_by_block_equals_the_whole_model(tmp_path: Path, family: str) -> N
     assert sorted(name for names in groups for name in names) == sorted(parts.linears[last])
     whole = open_model(folder, dtype=torch.float32, device=CPU, attention="sdpa")
     for row, h in zip(texts(), hidden, strict=True):
-        (found,) = inputs_of(whole, f"{parts.name}.{last}.{groups[-1][0]}", lambda row=row: whole(torch.tensor([row])))
-        (mine,) = inputs_of(parts.blocks[last], groups[-1][0], lambda h=h: parts.forward(last, h))
+        (found,) = inputs_of(whole, f"{parts.name}.{last}.{groups[-1][0]}", whole, torch.tensor([row]))
+        (mine,) = inputs_of(parts.blocks[last], groups[-1][0], parts.forward, last, h)
         assert torch.equal(mine, found)
     for names in groups:
-        together = [
-            inputs_of(whole, f"{parts.name}.{last}.{n}", lambda: whole(torch.tensor([texts()[0]])))[0] for n in names
-        ]
+        together = [inputs_of(whole, f"{parts.name}.{last}.{n}", whole, torch.tensor(texts()[:1]))[0] for n in names]
         assert all(torch.equal(one, together[0]) for one in together)
 
 
@@ -106,7 +105,7 @@ def test_no_padding_takes_part(llama: Path) -> None:
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     whole = open_model(llama, dtype=torch.float32, device=CPU, attention="sdpa")
-    (x,) = inputs_of(whole, "model.layers.0.mlp.down_proj", lambda: whole(ids, attention_mask=mask))
+    (x,) = inputs_of(whole, "model.layers.0.mlp.down_proj", whole, ids, attention_mask=mask)
     x = x[mask.bool()]
     assert len(x) == sum(LENGTHS)
     torch.testing.assert_close(found, x.t() @ x / len(x), rtol=1e-4, atol=1e-6)
@@ -154,7 +153,7 @@ def test_what_is_written(tmp_path: Path, family: str, settings: dict[str, Any]) 
     assert sum(map(is_packed, found.modules())) == len(packed)
     ids = torch.tensor(texts()[:1])
     first = min(packed)
-    x = torch.cat([inputs_of(exact, first, lambda row=row: exact(torch.tensor([row])))[0][0] for row in texts()])
+    x = torch.cat([inputs_of(exact, first, exact, torch.tensor([row]))[0][0] for row in texts()])
     with torch.no_grad():
         weight, rounded = exact.get_submodule(first).weight, found.get_submodule(first).dequantize()
         error = ((x @ (weight - rounded).t()).square().sum() / (x @ weight.t()).square().sum()).item()

@@ -133,4 +133,4 @@ def test_packing(bits: int) -> None:
     for order in ("static", "activation"):
         found = solve(weight, hessian, Grid(bits, 32, False), order=order)
         layer = packed(found, bits)
-        assert torch.equal(gptq_weight(*(layer[part] for part in PARTS), bits), found.weight())
+        assert torch.equal(gptq_weight(bits, *(layer[part] for part in PARTS)), found.weight())

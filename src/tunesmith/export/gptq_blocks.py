@@ -45,7 +45,7 @@ class Done:
 
 def packable(model: Layerwise, block: int, linear: str) -> bool:
     """Whether the widths of a layer fill whole words."""
-    module: Any = model.blocks[block].get_submodule(linear)
+    module = model.linear(block, linear)
     return module.in_features % WORD == 0 and module.out_features % WORD == 0
 
 
@@ -100,7 +100,7 @@ def _block(
                 f"the inputs of {model.weight_name(i, names[0])} are not finite on the calibration text",
                 hint="the model is damaged: does it answer in chat?",
             )
-        modules: list[Any] = [model.blocks[i].get_submodule(n) for n in names]
+        modules = [model.linear(i, n) for n in names]
         weight = torch.cat([m.weight for m in modules])
         rounded = solve(weight, hessian, how.grid, order=how.order, damp=how.damp)
         start = 0
@@ -127,10 +127,10 @@ def _restore(model: Layerwise, i: int, tensors: dict[str, torch.Tensor], bits: i
     for name in model.linears[i]:
         stored = model.weight_name(i, name).removesuffix(".weight")
         if f"{stored}.qweight" in tensors:
-            _use(model.blocks[i].get_submodule(name), {k: tensors[f"{stored}.{k}"] for k in PARTS}, bits)
+            _use(model.linear(i, name), {k: tensors[f"{stored}.{k}"] for k in PARTS}, bits)
 
 
-def _use(module: Any, parts: dict[str, torch.Tensor], bits: int) -> None:
+def _use(module: torch.nn.Linear, parts: dict[str, torch.Tensor], bits: int) -> None:
     on_device = {name: tensor.to(module.weight.device) for name, tensor in parts.items()}
-    weight = gptq_weight(*(on_device[name] for name in PARTS), bits)
+    weight = gptq_weight(bits, *(on_device[name] for name in PARTS))
     module.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)

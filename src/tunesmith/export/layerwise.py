@@ -24,8 +24,8 @@ Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 """For each block: what it is called with behind the hidden states."""
 
 
-class _Stop(Exception):  # noqa: N818 - no error: what was wanted has been seen
-    pass
+class _Stop(Exception):
+    """No error: what was wanted has been seen."""
 
 
 class Layerwise:
@@ -54,6 +54,12 @@ class Layerwise:
                         f"{folder} is a mixture of experts ({self.name}.*.{name}): its experts cannot be quantized this way yet",
                         hint="export it --to gguf, which quantizes experts too",
                     )
+
+    def linear(self, block: int, name: str) -> nn.Linear:
+        """A linear layer of a block."""
+        found = self.blocks[block].get_submodule(name)
+        assert isinstance(found, nn.Linear)
+        return found
 
     def weight_name(self, block: int, linear: str) -> str:
         """The stored name of the weight of a linear layer. Raises ExportError when the file calls it otherwise than the model."""
@@ -119,13 +125,13 @@ class Layerwise:
 
             return hook
 
-        with _hooks([(self.blocks[i].get_submodule(n), note(n)) for n in self.linears[i]]):
+        with _hooks([(self.linear(i, n), note(n)) for n in self.linears[i]]):
             self.forward(i, hidden)
         return [names for _, names in seen]
 
     def hessian(self, i: int, linear: str, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
         """The mean of x xᵀ over the inputs x of a linear layer of block ``i``, fp32 [in, in] on the device."""
-        module = self.blocks[i].get_submodule(linear)
+        module = self.linear(i, linear)
         total = torch.zeros(module.in_features, module.in_features, device=self.device)
         count = 0
 
@@ -223,7 +229,8 @@ class Layerwise:
 
 def _find_blocks(model: nn.Module, folder: Path) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder's blocks: as many as the config has hidden layers; of several such lists the heaviest."""
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    config: Any = model.config
+    count = getattr(config.get_text_config(), "num_hidden_layers", None)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not found:
         raise ExportError(
@@ -245,7 +252,7 @@ def _instead(blocks: Sequence[nn.Module], make: Callable[[int], Callable[..., An
     """Blocks that keep their attributes, which models read, and compute something else."""
     try:
         for i, block in enumerate(blocks):
-            block.forward = make(i)  # type: ignore[method-assign]
+            block.forward = make(i)
         yield
     finally:
         for block in blocks:

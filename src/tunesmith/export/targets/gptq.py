@@ -114,8 +114,8 @@ def _group_size(model: Layerwise, wanted: int | None) -> int:
     """The size to use. Raises ExportError when ``wanted`` does not divide a width, or when no layer can be packed at all."""
     from tunesmith.export.gptq_blocks import WORD, packable
 
-    widths = {
-        model.blocks[i].get_submodule(name).in_features: model.weight_name(i, name)
+    widths: dict[int, str] = {
+        model.linear(i, name).in_features: model.weight_name(i, name)
         for i, names in enumerate(model.linears)
         for name in names
         if packable(model, i, name)

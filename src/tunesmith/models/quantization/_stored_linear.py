@@ -63,7 +63,7 @@ class GptqLinear(StoredLinear):
             size = self.how["group_size"] if self.how["group_size"] > 0 else self.in_features
             order = torch.arange(self.in_features, device=scales.device) // size
         first = self.how.get("checkpoint_format") != "gptq_v2"
-        return gptq_weight(self.weight, zeros, scales, order, self.how["bits"], below=int(first)).to(dtype)
+        return gptq_weight(self.how["bits"], self.weight, zeros, scales, order, below=int(first)).to(dtype)
 
 
 class AwqLinear(StoredLinear):
@@ -135,7 +135,7 @@ class PackedLinear(ScaledLinear):
 
 
 def gptq_weight(
-    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor, bits: int, below: int = 1
+    bits: int, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor, below: int = 1
 ) -> torch.Tensor:
     """The weight (fp32 [out, in]) that the tensors of a GPTQ layer stand for; ``below``: stored zeros are so much less."""
     order = g_idx.long()
