@@ -1,0 +1,86 @@
+"""Export to float8: what is written, what our reader makes of it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from families import make_family
+from tunesmith.config.errors import ExportError
+from tunesmith.export.targets import fp8
+from tunesmith.models.open import open_model
+from tunesmith.models.quantization.base import is_packed
+
+CPU = torch.device("cpu")
+SLOW = pytest.mark.slow
+
+
+def test_rows_keep_their_own_scale() -> None:
+    """By hand: the largest number of float8 is 448, so a row [448, 224, 1, 0] has scale 1 and is exact; half of it has scale 0.5. The next float8
+    numbers below 448 are 32 apart (3 bits of mantissa, 2^8 to 2^9), so 430 becomes 416 or 448, whichever is nearer: 416 + 16 = 432 > 430."""
+    row = torch.tensor([448.0, 224.0, 1.0, 0.0])
+    weight = torch.stack([row, row / 2, torch.zeros(4), torch.tensor([448.0, 430.0, -448.0, 434.0])])
+    found, scale = fp8.rounded(weight)
+    assert scale.flatten().tolist() == [1.0, 0.5, 1.0, 1.0]
+    assert (found.float() * scale)[:3].tolist() == weight[:3].tolist()
+    assert found.float()[3].tolist() == [448.0, 416.0, -448.0, 448.0]
+    for dtype in (
+        torch.bfloat16,
+        torch.float16,
+    ):  # the scale is rounded to the type it is stored in, and the row is divided by that
+        torch.manual_seed(0)
+        weight = torch.randn(64, 32).to(dtype)
+        found, scale = fp8.rounded(weight)
+        assert scale.dtype == dtype and found.float().isfinite().all()
+        off = (found.float() * scale.float() - weight.float()).abs()
+        assert (off <= weight.float().abs() * 2.0**-4 * 1.001 + scale.float() * 2.0**-10).all()
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "phi3", *(pytest.param(name, marks=SLOW) for name in ("qwen2", "gemma3", "gpt_neox", "cohere"))]
+)
+def test_what_is_written(tmp_path: Path, family: str) -> None:
+    base, out = make_family(tmp_path / "base", family), tmp_path / "out"
+    report = fp8.export(base, out, fp8.Config())
+    settings = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert settings["format"] == "float-quantized" and settings["quant_method"] == "compressed-tensors"
+    group = settings["config_groups"]["group_0"]
+    assert group["weights"]["strategy"] == "channel" and group["input_activations"] == {
+        "num_bits": 8, "type": "float", "symmetric": True, "group_size": None, "strategy": "token", "dynamic": True,
+    }  # fmt: skip
+    old, new = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
+    packed = {name for name, tensor in new.items() if tensor.dtype == torch.float8_e4m3fn}
+    assert len(packed) == report.checks["layers"] > 0
+    for name, tensor in old.items():
+        if name in packed:
+            assert new[f"{name}_scale"].shape == (len(tensor), 1)
+        else:
+            assert torch.equal(new[name], tensor)
+    exact, found = (open_model(folder, dtype=torch.float32, device=CPU) for folder in (base, out))
+    layers = {name for name, module in found.named_modules() if is_packed(module)}
+    assert layers == {name.removesuffix(".weight") for name in packed}
+    linears = {name for name, module in exact.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert layers | set(settings["ignore"]) == linears and not layers & set(settings["ignore"])
+    for name in layers:
+        weight = exact.get_submodule(name).weight
+        rounded, scale = fp8.rounded(weight)
+        assert torch.equal(found.get_submodule(name).dequantize(), rounded.float() * scale)
+
+
+def test_refused(tmp_path: Path) -> None:
+    base, out = make_family(tmp_path / "base", "llama"), tmp_path / "out"
+    with pytest.raises(ExportError, match="mixture of experts"):
+        fp8.export(make_family(tmp_path / "experts", "mixtral"), out, fp8.Config())
+    fp8.export(base, tmp_path / "packed", fp8.Config())
+    with pytest.raises(ExportError, match="stored quantized already"):
+        fp8.export(tmp_path / "packed", out, fp8.Config())
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ExportError, match=r"layers\.1\.mlp\.up_proj\.weight holds numbers that are not finite"):
+        fp8.export(base, out, fp8.Config())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "experts", "packed"]
