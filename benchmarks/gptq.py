@@ -170,7 +170,7 @@ def other(
         str(torch.get_num_threads()),
         str(group),
     ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     result = {
         "name": f"{bits} gptqmodel",
         "seconds": time.monotonic() - began,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from test_quantized_stored import words_along
+from tunesmith.export import gptq_solver
 from tunesmith.export.gptq_solver import (
     Grid,
     inverse_factor,
@@ -25,14 +26,18 @@ def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch
     return torch.randn(rows, columns) * 0.1, x.t() @ x / len(x)
 
 
+@pytest.mark.parametrize("block", [128, 4])
 @pytest.mark.parametrize("order", ["none", "static"])
-def test_each_column_is_what_minimizes_the_error_given_those_before(order: str) -> None:
+def test_each_column_is_what_minimizes_the_error_given_those_before(
+    order: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With D = the change of the weight, fixed in the columns Q that are rounded and free in the columns F, tr(D H Dᵀ) is smallest at
 
         D_F = − D_Q H_QF H_FF⁻¹        (the derivative 2 (D_Q H_QF + D_F H_FF) is 0)
 
     so column j must be rounded from w_j + (D_F)_j. That is solved here anew for every column, without any factorization.
     """
+    monkeypatch.setattr(gptq_solver, "BLOCK", block)
     weight, hessian = problem(3, 6)
     grid = Grid(bits=3, group=-1, symmetric=False, search=False)
     found = solve(weight, hessian, grid, order=order, damp=1e-9)

@@ -201,7 +201,7 @@ class Layerwise:
                 if parameter is not None:
                     tensor = self._tensor(path + name, parameter.shape)
                     inner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
-                    inner._parameters[name]._is_hf_initialized = True  # type: ignore[union-attr]
+                    inner._parameters[name]._is_hf_initialized = True
             for name, buffer in list(inner._buffers.items()):
                 if buffer is None:
                     continue
@@ -210,7 +210,7 @@ class Layerwise:
                     computed.append(inner)
                 else:
                     inner._buffers[name] = self._tensor(path + name, buffer.shape)
-                    inner._buffers[name]._is_hf_initialized = True  # type: ignore[union-attr]
+                    inner._buffers[name]._is_hf_initialized = True
         with torch.no_grad(), initialization.guard_torch_init_functions():
             for inner in dict.fromkeys(computed):
                 self.owner._init_weights(inner)
@@ -248,7 +248,7 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor,
 
 
 @contextmanager
-def _instead(blocks: Sequence[nn.Module], make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+def _instead(blocks: nn.ModuleList, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
     """Blocks that keep their attributes, which models read, and compute something else."""
     try:
         for i, block in enumerate(blocks):

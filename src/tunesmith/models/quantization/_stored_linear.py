@@ -135,7 +135,13 @@ class PackedLinear(ScaledLinear):
 
 
 def gptq_weight(
-    bits: int, qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor, below: int = 1
+    bits: int,
+    qweight: torch.Tensor,
+    qzeros: torch.Tensor,
+    scales: torch.Tensor,
+    g_idx: torch.Tensor,
+    *,
+    below: int = 1,
 ) -> torch.Tensor:
     """The weight (fp32 [out, in]) that the tensors of a GPTQ layer stand for; ``below``: stored zeros are so much less."""
     order = g_idx.long()
