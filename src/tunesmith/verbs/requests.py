@@ -50,6 +50,8 @@ class ExportRequest(Config):
     """What to make."""
     base: str | None = setting(None, zh="以量化形式存储的基座的 16 位原模型：适配器合并到它里面。")
     """16-bit original to merge into, for a base that is stored quantized."""
+    data: str | None = setting(None, zh="用来校准的数据集，代替运行自己的数据。")
+    """A data set to calibrate with, in place of the run's own."""
 
 
 class DeployRequest(Config):

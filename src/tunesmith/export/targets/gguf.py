@@ -23,6 +23,7 @@ from tunesmith.export.tensor_files import read_model
 from tunesmith.export.trained import is_part
 from tunesmith.models.rope import is_dynamic
 
+OUT = ".gguf"
 BYTES_PER_WEIGHT = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 LEVELS = tuple(BYTES_PER_WEIGHT)
 """Every level there is, finest first."""
@@ -37,6 +38,11 @@ class Config(BaseConfig):
         basic=True,
     )
     """How weights are stored: f32, f16, bf16, or q8_0 (8 bit, about half the size of f16)."""
+
+
+def label(config: Config) -> str:
+    """What an export with these settings is called."""
+    return f"gguf-{config.level}"
 
 
 def export(source: Path, out: Path, config: Config, progress: Progress = SILENT) -> Report:

@@ -33,6 +33,8 @@ from tunesmith.export.rows import with_rows
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
 from tunesmith.models.changes import Changes, apply_keys, read_changes
 
+SOURCE = "learned"
+
 
 class Config(BaseConfig):
     """A merged model folder that transformers, vLLM, llama.cpp and the Hub can read."""
