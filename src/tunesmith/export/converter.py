@@ -64,7 +64,7 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
         json.dumps(job | {"converter": str(converter_folder()), "model": str(staged), "out": str(out)}),
         encoding="utf-8",
     )
-    progress.start(f"convert to {job['type']}", expected_bytes, "B")
+    progress.start(f"convert to {job.get('level', job['type'])}", expected_bytes, "B")
     with log.open("wb") as output:
         # -P: neither the script's folder nor the working folder is searched for modules
         child = subprocess.Popen(
