@@ -73,7 +73,12 @@ def quantize(source: Path, made: dict[int, Path], importance: Path | None = None
 
     ``importance``: an .npz, tensor -> means, as llama-quantize hands them over.
     """
-    job = {"source": str(source), "made": {k: str(v) for k, v in made.items()}, "importance": str(importance or ""), "threads": threads}
+    job = {
+        "source": str(source),
+        "made": {k: str(v) for k, v in made.items()},
+        "importance": str(importance or ""),
+        "threads": threads,
+    }
     done = subprocess.run([sys.executable, __file__, json.dumps(job)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return {int(k): v for k, v in json.loads(done.stdout.splitlines()[-1]).items()}

@@ -79,9 +79,6 @@ def label(config: Config) -> str:
     return f"gguf-{config.level}"
 
 
-def export(source: Path, out: Path, config: Config, progress: Progress = SILENT) -> Report:
-
-
 def calibration(config: Config) -> int:
     """How many tokens of calibration text this export wants."""
     below = not gguf_levels.LEVELS[config.level].direct
