@@ -15,6 +15,9 @@ from tunesmith.config.summaries import summaries
 EXAMPLES = (
     "export last --to gguf",
     "export last --to gguf --level q4_k_m",
+    "export last --to gguf --levels usual --keep recommended",
+    "export last --to gguf --target-size 4GB",
+    "export last --to gguf --max-kl 0.05",
     "export last --to hf max_shard_size=2",
 )
 

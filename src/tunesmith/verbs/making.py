@@ -104,7 +104,7 @@ def label_of(plugin: ModuleType, config: Config) -> str:
 def place_of(target: Target, plugin: ModuleType, config: Config, out: Path | None = None) -> Path:
     """Where an export goes: ``out``, else the run's artifacts, else the folder the person stands in.
 
-    Raises ExportError when ``out`` is a file already.
+    Raises ExportError when ``out`` is another file.
     """
     name, suffix = label_of(plugin, config), getattr(plugin, "OUT", "folder")
     alone = suffix == "folder"
