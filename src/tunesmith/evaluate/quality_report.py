@@ -13,7 +13,7 @@ from tunesmith.evaluate.tasks.quality import Figures, Measured, Speed
 
 EXAMPLES = 3
 """So many changed answers of each export are shown."""
-VERDICTS = {"fine": "nothing noticed", "good": "good", "coarse": "coarse", "broken": "BROKEN"}
+VERDICTS = {"fine": "fine", "good": "good", "coarse": "coarse", "broken": "BROKEN"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,31 @@ class QualityReport:
         ]
         return [*cells, "–" if is_reference else VERDICTS[self.verdict(one)]]
 
+    def short(self, *, wide: bool) -> tuple[list[str], list[list[str]]]:
+        """Header and rows for a terminal: fewer columns, and the other texts' KL where it is ``wide``."""
+        first, *others = self.texts
+        others = others if wide else []
+        header = [
+            "export",
+            "size",
+            "perplexity",
+            "KL",
+            *(["95 % KL"] if wide else []),
+            "top-1",
+            *(f"KL {n}" for n in others),
+        ]
+        table = []
+        for one in (self.reference, *sorted(self.exports, key=lambda one: -one.bytes)):
+            found, theirs = one.figures[first], self.reference.figures[first]
+            if one is self.reference:
+                cells = [number(found.perplexity), *["–"] * (2 + wide + len(others)), "–"]
+            else:
+                cells = [percent(rise(found, theirs)), _kl(found.mean_kl), *([_kl(found.p95_kl)] if wide else [])]
+                cells += [f"{found.top1:.1%}", *(_kl(one.figures[n].mean_kl) for n in others), f"{one.changed:.0%}"]
+            word = "–" if one is self.reference else VERDICTS[self.verdict(one)]
+            table.append([one.name, size(one.bytes), *cells, f"{one.speed.answer:.0f}", word])
+        return [*header, "changed", "tok/s", "verdict"], table
+
     def _other(self, found: Figures, name: str) -> str:
         return f"{percent(rise(found, self.reference.figures[name]))}, {_kl(found.mean_kl)}"
 
@@ -111,8 +136,8 @@ class QualityReport:
             "",
             *(f"- {name}: {words}" for name, words in self.texts.items()),
             *(f"- {note}" for note in self.notes),
-            f"- good: at most {rules.GOOD_KL:g} mean KL and {rules.GOOD_RISE:.0%} more perplexity on the first text; nothing noticed: at "
-            f"most {rules.FINE_KL:g} and {rules.FINE_RISE:.0%}; broken: mean KL above {rules.BROKEN_KL:g} or perplexity above "
+            f"- good: at most {rules.GOOD_KL:g} mean KL and {rules.GOOD_RISE:.0%} more perplexity on the first text; fine: at "
+            f"most {rules.FINE_KL:g} and {rules.FINE_RISE:.0%}; coarse: more than good; broken: mean KL above {rules.BROKEN_KL:g} or perplexity above "
             f"{rules.BROKEN_RATIO:g} times on any text, or a top-1 agreement below {rules.BROKEN_TOP1:.0%} on the first",
             "",
             *self._side_by_side(),

@@ -302,10 +302,11 @@ def print_quality(report: QualityReport) -> None:
 
     console = Console(stderr=True, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for i, name in enumerate(report.header()):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    header, rows = report.short(wide=console.width >= 110)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
     bold = report.recommendation.use
-    for row in report.rows():
+    for row in rows:
         table.add_row(*row, style="bold" if row[0] == bold else "red" if row[-1] == "BROKEN" else None)
     console.print(table)
     for line in report.warnings:
