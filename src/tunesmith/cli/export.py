@@ -60,12 +60,33 @@ def export(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="A data set to calibrate with, in place of the run's own."),
+        typer.Option("--data", help="A data set to calibrate with and to measure on, in place of the run's own."),
     ] = None,
+    levels: Annotated[
+        str | None, typer.Option("--levels", help="Several GGUF levels in one table: all, usual, or q8_0,q4_k_m,….")
+    ] = None,
+    keep: Annotated[str, typer.Option("--keep", help="Which files of --levels stay: all, or recommended.")] = "all",
+    target_size: Annotated[
+        str | None, typer.Option("--target-size", help="The finest GGUF level that fits: 4GB, 3.5GiB, 700MB.")
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", min=0, help="The smallest GGUF level with at most this mean KL (nats) on your text."),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Measure what a quantized export lost, and say which to use.")
+    ] = True,
+    report_rows: Annotated[
+        int, typer.Option("--report-rows", min=1, help="So many held-out rows are measured, and text in proportion.")
+    ] = 16,
 ) -> None:
+    from tunesmith.verbs.export import Choice
     from tunesmith.verbs.export import export as verb
 
-    place, checks = verb(model, to, progress(), settings=settings or (), out=out, level=level, base=base, data=data)
+    choice = Choice(levels, target_size, max_kl, keep, report, report_rows)
+    place, checks = verb(
+        model, to, progress(), settings=settings or (), out=out, level=level, base=base, data=data, choice=choice
+    )
     for line in checks:
         print(f"  {line}", file=sys.stderr)
     typer.echo(str(place))
