@@ -96,7 +96,10 @@ def test_levels_in_order() -> None:
     assert gguf.Config(level="Q4_K_M").level == "q4_k_m"
     assert len({level.file_type for level in LEVELS.values()}) == len(LEVELS)
     for level in LEVELS.values():
-        assert gguf_package.LlamaFileType(level.file_type).name.removeprefix("MOSTLY_").removeprefix("ALL_") == level.name.upper()
+        assert (
+            gguf_package.LlamaFileType(level.file_type).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+            == level.name.upper()
+        )
 
 
 def test_what_stays_in_32_bits() -> None:
