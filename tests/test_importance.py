@@ -14,8 +14,8 @@ from families import make_family
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT
 from tunesmith.export import imatrix
-from tunesmith.export.gguf_mix import Facts
-from tunesmith.export.gguf_plan import Outline
+from tunesmith.export.gguf_mix import Facts, may_quantize
+from tunesmith.export.gguf_plan import Outline, outline
 from tunesmith.export.imatrix import Entry, Matrix
 from tunesmith.export.importance import Watch, collect, places
 
@@ -30,9 +30,18 @@ def test_sums_by_hand() -> None:
         layer(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]))
         stranger(torch.tensor([[5.0, 5.0]]))
         layer(torch.tensor([[0.0, 1.0]]))
+        _ = stranger.weight @ torch.tensor([[1.0], [2.0]])
     layer(torch.tensor([[7.0, 7.0]]))
     assert watch.sums["a"].tolist() == [[10.0, 5.0]] and watch.counts["a"].tolist() == [3]
     assert set(watch.sums) == {"a"}
+
+
+def test_weight_on_the_left() -> None:
+    """W x with x a column for each of two rows, as Mamba's code multiplies: 1 + 9 and 4 + 0."""
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    with torch.no_grad(), Watch({"w": weight}) as watch:
+        _ = weight @ torch.tensor([[1.0, 3.0], [2.0, 0.0]])
+    assert watch.sums["w"].tolist() == [[10.0, 4.0]] and watch.counts["w"].tolist() == [2]
 
 
 @pytest.mark.parametrize("way", ["linear", "matmul", "bmm"])
@@ -103,6 +112,38 @@ def test_experts_get_what_was_sent_to_them(tmp_path: Path) -> None:
         assert entry.sums.shape == (4, tensors[name][-1]) and entry.counts.sum() == 2 * 12
     gate, up = found["blk.0.ffn_gate_exps.weight"], found["blk.0.ffn_up_exps.weight"]
     assert (gate.sums == up.sums).all() and not np.allclose(gate.sums[0], gate.sums[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gemma3",
+        "phi3",
+        "glm4",
+        "falcon-alibi",
+        "qwen3_moe",
+        "granitemoe",
+        "gpt_oss",
+        "deepseek_v2",
+        "llama4",
+        "jamba",
+        "lfm2",
+    ],
+)
+def test_every_weight_of_every_family_is_found(tmp_path: Path, family: str) -> None:
+    """All that may be rounded has an importance of its size; but attn_k_b, whose input transformers does not compute."""
+    folder = make_family(tmp_path / "model", family)
+    told = outline(folder)
+    rows = [[(i * 7 + j * j) % 90 + 6 for j in range(40)] for i in range(10)]
+    found = collect(folder, rows, told, SILENT)
+    wanted = {
+        n
+        for n, shape in told.tensors.items()
+        if n.startswith("blk.") and may_quantize(n, shape) and "attn_k_b" not in n
+    }
+    assert wanted and wanted <= set(found)
+    Matrix(tmp_path, found).means(told.tensors)  # raises for another size
 
 
 def test_places() -> None:
