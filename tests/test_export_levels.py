@@ -195,6 +195,7 @@ def test_importances_help_smol(smol: Path, smol_f16: Path, tmp_path: Path) -> No
     assert found["q2_k"]["auto"] < 0.8 * found["q2_k"]["off"] < 0.8 * LEVELS["q2_k"].usual_kl
 
 
+@pytest.mark.slow
 def test_estimates_need_no_weights(wide: Path, tmp_path: Path) -> None:
     """Only headers are read: zeros of the same shape give the same size. A finer level is larger."""
     copy = shutil.copytree(wide, tmp_path / "copy")
