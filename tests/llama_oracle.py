@@ -71,7 +71,8 @@ class _Params(ctypes.Structure):
 def quantize(source: Path, made: dict[int, Path], importance: Path | None = None, threads: int = 2) -> dict[int, str]:
     """Have ``llama_model_quantize`` make ``made`` (file type -> file) from the GGUF ``source``; file type -> why it did not.
 
-    ``importance``: an .npz, tensor -> means, as llama-quantize hands them over.
+    ``importance``: an .npz (tensor -> means), or a .gguf as llama-imatrix writes it, read by llama.cpp's own functions and divided as
+    llama-quantize divides.
     """
     job = {
         "source": str(source),
@@ -101,8 +102,12 @@ def _main(job: dict[str, Any]) -> None:
     lib.llama_backend_init()
     kept, importance = [], None
     if job["importance"]:
-        with np.load(job["importance"]) as stored:
-            kept = [(name.encode(), np.ascontiguousarray(stored[name], np.float32)) for name in stored.files]
+        known = (
+            _read_imatrix(folder, job["importance"])
+            if job["importance"].endswith(".gguf")
+            else np.load(job["importance"])
+        )
+        kept = [(name.encode(), np.ascontiguousarray(known[name], np.float32)) for name in known]
         importance = (_Importance * (len(kept) + 1))()
         for i, (name, data) in enumerate(kept):
             importance[i] = _Importance(name, data.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), data.size)
@@ -119,8 +124,54 @@ def _main(job: dict[str, Any]) -> None:
     print(json.dumps(failed))
 
 
+def _read_imatrix(folder: Path, file: str) -> dict[str, Any]:
+    """Tensor -> means."""
+    import numpy as np
+
+    base, pointer = ctypes.CDLL(str(folder / "libggml-base.so")), ctypes.c_void_p
+
+    class Init(ctypes.Structure):
+        _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.POINTER(ctypes.c_void_p))]
+
+    for name, result, arguments in (
+        ("gguf_init_from_file", pointer, [ctypes.c_char_p, Init]),
+        ("gguf_find_key", ctypes.c_int64, [pointer, ctypes.c_char_p]),
+        ("gguf_get_val_u32", ctypes.c_uint32, [pointer, ctypes.c_int64]),
+        ("gguf_get_val_str", ctypes.c_char_p, [pointer, ctypes.c_int64]),
+        ("ggml_get_first_tensor", pointer, [pointer]),
+        ("ggml_get_next_tensor", pointer, [pointer, pointer]),
+        ("ggml_get_name", ctypes.c_char_p, [pointer]),
+        ("ggml_get_data_f32", ctypes.POINTER(ctypes.c_float), [pointer]),
+        ("ggml_nelements", ctypes.c_int64, [pointer]),
+    ):
+        function = getattr(base, name)
+        function.restype, function.argtypes = result, arguments
+    context = ctypes.c_void_p()
+    opened = base.gguf_init_from_file(file.encode(), Init(False, ctypes.pointer(context)))
+    assert opened, f"llama.cpp cannot read {file}"
+    assert base.gguf_get_val_str(opened, base.gguf_find_key(opened, b"general.type")) == b"imatrix"
+    assert base.gguf_find_key(opened, b"imatrix.datasets") >= 0
+    for key in (b"imatrix.chunk_count", b"imatrix.chunk_size"):
+        assert base.gguf_get_val_u32(opened, base.gguf_find_key(opened, key)) > 0
+    tensors: dict[str, Any] = {}
+    one = base.ggml_get_first_tensor(context)
+    while one:
+        data = np.ctypeslib.as_array(base.ggml_get_data_f32(one), (base.ggml_nelements(one),))
+        tensors[base.ggml_get_name(one).decode()] = data.astype(np.float32)
+        one = base.ggml_get_next_tensor(context, one)
+    means = {}
+    for name in [name.removesuffix(".in_sum2") for name in tensors if name.endswith(".in_sum2")]:
+        counts = np.rint(tensors[f"{name}.counts"])
+        sums = tensors[f"{name}.in_sum2"].reshape(len(counts), -1)
+        means[name] = np.stack([s / c if c > 0 else np.ones_like(s) for s, c in zip(sums, counts)])
+    return means
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         _main(json.loads(sys.argv[1]))
     else:
-        print(oracle())
+        try:
+            print(oracle())
+        except OSError as error:
+            print(f"llama.cpp's quantizer cannot be fetched, tests that compare with it will be skipped: {error}")

@@ -32,7 +32,11 @@ FAILURES: tuple[tuple[str, str, str], ...] = (
         "llama.cpp's converter needs tokenizer.model for this kind of model, and the folder has none",
         "copy tokenizer.model from the base model's folder",
     ),
-    (r"No space left on device", "the disk is full", "free some space; nothing was kept"),
+    (
+        r"No space left on device|File too large|requested and \d+ written",
+        "the disk is full",
+        "free some space; nothing was kept",
+    ),
 )
 
 

@@ -68,12 +68,13 @@ class Watch:
 
         class Mode(TorchFunctionMode):
             def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                if func in products or func in added:
-                    given = args[1:] if func in added else args
-                    found = find(given[1]) if len(given) > 1 else None
-                    if found is not None:
-                        with torch._C.DisableTorchFunction():
-                            watch.add(*found, given[0], given[1])
+                if (func in products or func in added) and len(args) > 1:
+                    left, right = args[1:3] if func in added else args[:2]
+                    with torch._C.DisableTorchFunction():
+                        if (found := find(right)) is not None:
+                            watch.add(*found, left, right)
+                        elif func is not torch.nn.functional.linear and (found := find(left)) is not None:
+                            watch.add(*found, right.transpose(-1, -2), left)
                 return func(*args, **(kwargs or {}))
 
         self._mode: Any = Mode()

@@ -91,7 +91,9 @@ class Rounded:
             known = None if self.importance is None else self.importance[number % len(self.importance)]
             try:
                 for block in self.quantizer.blocks(rows, self.kind, known):
-                    block.tofile(file)
+                    file.write(
+                        memoryview(block).cast("B")
+                    )  # not numpy's tofile, which does not say that a disk is full
             except ValueError as error:
                 raise ValueError(f"{self.name} cannot be rounded to {self.kind[0]}: {error}") from error
 
