@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ExportError
+from tunesmith.export.base import LOCK
 from tunesmith.export.model_config import without_code
 from tunesmith.export.new_tokens import write_tokens
 from tunesmith.export.tensor_files import read_json
@@ -116,7 +117,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
 
 def write_checksums(folder: Path, known: dict[str, str]) -> None:
     """SHA256SUMS over all files, as ``sha256sum -c`` reads it. ``known`` are sums that need no second reading."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name not in (CHECKSUMS, LOCK))
     sums = {name: known.get(name) or _sha256(folder / name) for name in names}
     (folder / CHECKSUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in names), encoding="utf-8")
 
