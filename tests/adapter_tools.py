@@ -94,7 +94,7 @@ def merged(base: Path, adapter: Path, out: Path) -> Any:
     stored = read_model(base)
     tensors, _ = plan(stored, combined(read_adapters(adapter), base, stored), tied_names(load_config(base)))
     out.mkdir()
-    with mock.patch.object(changes, "BUFFER", 1000):  # 7 rows of 32 numbers: no width here is a multiple of it
+    with mock.patch.object(changes, "BUFFER", 1000):  # blocks of 16 rows
         write_shards(out, tensors, 10**9, SILENT)
     shutil.copyfile(base / "config.json", out / "config.json")
     return open_base(out)

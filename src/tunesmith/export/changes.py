@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+FEWEST = 16
+"""Rows of a block. A product with fewer than 4 rows is summed in another order, so its last bits are not those of the whole."""
 Blocks = Callable[[], "Iterator[tuple[int, torch.Tensor]]"]
 """Reads a weight from its start: the number of the first row, and some rows [n, columns] in float32 or wider."""
 Step = Callable[["torch.Tensor", int], "torch.Tensor"]
@@ -90,10 +92,13 @@ def _rows(weight: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
 
     count, columns = math.prod(weight.shape[:-1]), weight.shape[-1]
     row_bytes = columns * ITEM_BYTES[weight.dtype]
-    block = max(1, BUFFER // (columns * 4))
+    block = max(FEWEST, BUFFER // (columns * 4))
     dtype = getattr(torch, FLOATS[weight.dtype])
-    for start in range(0, count, block):
-        end = min(count, start + block)
+    start = end = 0
+    while end < count:
+        start, end = end, min(count, end + block)
+        if count - end < FEWEST:
+            end = count
         part = torch.empty(end - start, columns, dtype=dtype)
         weight.read_into(bytes_of(part), start * row_bytes)
         yield start, part.to(torch.promote_types(dtype, torch.float32))
@@ -112,6 +117,15 @@ def loaded(tensor: StoredTensor) -> torch.Tensor:
     whole = torch.empty(tensor.shape, dtype=getattr(torch, FLOATS[tensor.dtype]))
     tensor.read_into(bytes_of(whole), 0)
     return whole
+
+
+def same_values(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two stored tensors hold the same numbers, in whatever types."""
+    import torch
+
+    if first.shape != second.shape or not {first.dtype, second.dtype} <= FLOATS.keys():
+        return False
+    return all(torch.equal(one, other) for (_, one), (_, other) in zip(_rows(first), _rows(second), strict=True))
 
 
 def converted(tensor: StoredTensor, dtype: str) -> Iterator[memoryview]:

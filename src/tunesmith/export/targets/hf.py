@@ -19,7 +19,7 @@ from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export import companions, trained
 from tunesmith.export.adapters import CONFIG, WEIGHTS, Adapter, combined, read_adapters
 from tunesmith.export.base import Report, check_target, partial_of, resumable, set_aside, size_of
-from tunesmith.export.changes import FLOATS, converted, merged
+from tunesmith.export.changes import FLOATS, converted, merged, same_values
 from tunesmith.export.facts import facts, hub_name
 from tunesmith.export.fingerprint import fingerprint
 from tunesmith.export.load_back import check_loads
@@ -207,7 +207,7 @@ def plan(
             hint="export the first adapter --to hf, train the second one on that folder, and export it from there",
         )
     for name, copy in adapter.carried.items() if adapter else ():
-        if name not in sources or not _same(copy, sources[name]):
+        if name not in sources or not same_values(copy, sources[name]):
             raise ExportError(
                 f"the adapter carries its own copy of {name}, which is not the base's",
                 hint="adapters with LoRA on embeddings that grew cannot be merged; or adapter and base do not belong together",
