@@ -15,8 +15,8 @@ from tunesmith.config.progress import SILENT
 from tunesmith.export import changes
 from tunesmith.export.adapters import combined, read_adapters
 from tunesmith.export.model_config import load_config, tied_names
-from tunesmith.export.targets.hf import plan
 from tunesmith.export.shards import write_shards
+from tunesmith.export.targets.hf import plan
 from tunesmith.export.tensor_files import read_model
 from tunesmith.models.methods import lora, oft
 from tunesmith.train import checkpoint

@@ -56,14 +56,15 @@ def test_equals_peft_cat(base: Path, tmp_path: Path) -> None:
     model.add_weighted_adapter(["one", "two"], [0.7, 0.5], "both", combination_type="cat")
     model.set_adapter("both")
     sums = combine([(one, 0.7), (two, 0.5)], tmp_path / "sum")
-    torch.testing.assert_close(
-        logits(merged(base, sums, tmp_path / "out")), logits(model), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(logits(merged(base, sums, tmp_path / "out")), logits(model), rtol=1e-4, atol=1e-4)
 
 
 def test_embeddings(base: Path, tmp_path: Path) -> None:
     settings = {"target_modules": ["embed_tokens", "q_proj"]}
-    one, two = make_adapter(base, tmp_path / "one", **settings), make_adapter(base, tmp_path / "two", seed=2, **settings)
+    one, two = (
+        make_adapter(base, tmp_path / "one", **settings),
+        make_adapter(base, tmp_path / "two", seed=2, **settings),
+    )
     sums = combine([(one, 0.5), (two, 1.0)], tmp_path / "sum")
     ours, plain = merged(base, sums, tmp_path / "out").state_dict(), open_base(base).state_dict()
     name = "model.embed_tokens.weight"
@@ -75,7 +76,10 @@ def test_embeddings(base: Path, tmp_path: Path) -> None:
 def test_experts(family: str, tmp_path: Path) -> None:
     base = make_family(tmp_path / "base", family)
     settings = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
-    one, two = make_adapter(base, tmp_path / "one", **settings), make_adapter(base, tmp_path / "two", seed=2, **settings)
+    one, two = (
+        make_adapter(base, tmp_path / "one", **settings),
+        make_adapter(base, tmp_path / "two", seed=2, **settings),
+    )
     sums = combine([(one, 0.5), (two, -1.0)], tmp_path / "sum")
     out = hf.export(sums, tmp_path / "out", hf.Config(), base=base).out
     ours, plain = open_base(out).state_dict(), open_base(base).state_dict()

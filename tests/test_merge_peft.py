@@ -80,7 +80,9 @@ def test_starts_from_the_base(tmp_path: Path, start: str, dtype: str, monkeypatc
         open_base(base, getattr(torch, dtype)), config_of("lora", {"init": start, "rank": 4}), base_name=str(base)
     )
     assert isinstance(model.adapter_origin, Origin)
-    state = {n: p.detach().float() + 0.05 * torch.randn(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    state = {
+        n: p.detach().float() + 0.05 * torch.randn(p.shape) for n, p in model.named_parameters() if p.requires_grad
+    }
     save(remember(model, model.adapter_origin), tmp_path / "adapter", state)
     assert differing(base, tmp_path / "adapter", dtype, tmp_path / "out", monkeypatch) == []
 

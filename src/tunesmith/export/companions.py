@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.config.errors import ExportError
 from tunesmith.export.base import LOCK
+from tunesmith.export.facts import hub_place
 from tunesmith.export.model_config import without_code
 from tunesmith.export.new_tokens import write_tokens
 from tunesmith.export.tensor_files import read_json
@@ -83,23 +84,34 @@ def copy_licences(sources: list[Path], out: Path) -> list[str]:
     return list(copied)
 
 
-def model_card(base: Path, base_name: str | None, facts: list[str]) -> str:
-    """README.md: licence and language from the base's card, the base's name if it is a Hub name, and ``facts`` as a list."""
+def model_card(base: Path, base_name: str | None, facts: list[str], *, library: str = "transformers") -> str:
+    """README.md: licence and language from the base's card, the base's name and revision if it is on a hub, and ``facts`` as a list.
+
+    ``library``: ``peft`` for an adapter.
+    """
     import yaml
 
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
     if base_name:
         front["base_model"] = base_name
-    inherited = _front_matter(base / "README.md")
+        front["base_model_relation"] = "adapter" if library == "peft" else "finetune"
+    inherited = front_matter(base / "README.md")
     front |= {
         key: inherited[key] for key in ("license", "license_name", "license_link", "language") if key in inherited
     }
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    lines = "\n".join(f"- {fact}" for fact in facts)
-    return f"---\n{head}---\n\n# {(base_name or base.name).rsplit('/', 1)[-1]}, fine-tuned\n\n{lines}\n"
+    place = hub_place(base)
+    lines = [f"base: {base_name or base.name}" + (f", revision {place[1]}" if place else "")]
+    if licence := front.get("license_name") or front.get("license"):
+        lines.append(
+            f"licence of the base: {licence}" + (f" ({front['license_link']})" if "license_link" in front else "")
+        )
+    text = "\n".join(f"- {line}" for line in [*lines, *facts])
+    return f"---\n{head}---\n\n# {(base_name or base.name).rsplit('/', 1)[-1]}, fine-tuned\n\n{text}\n"
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
+def front_matter(path: Path) -> dict[str, Any]:
+    """What a model card says about itself before its text; {} when it says nothing readable."""
     import yaml
 
     if not path.is_file():

@@ -155,7 +155,9 @@ def _weighed(text: str) -> Reference:
     except ValueError:
         return _single(text)
     if not math.isfinite(weight) or weight == 0:
-        raise _NoAdapterError(f"{text}: the weight of an adapter is a number other than 0.", f"Write {name}*0.5, or {name} alone.")
+        raise _NoAdapterError(
+            f"{text}: the weight of an adapter is a number other than 0.", f"Write {name}*0.5, or {name} alone."
+        )
     return replace(_single(name), weight=weight)
 
 

@@ -9,8 +9,8 @@ from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import gguf
-from tunesmith.verbs.merged import TARGETS, merged_folder, slug
-from tunesmith.verbs.proof import check_merge, check_parity, in_words
+from tunesmith.verbs.merged import TARGETS, merged_folder, place_for
+from tunesmith.verbs.proof import check_parity, in_words
 from tunesmith.verbs.targets import target_of
 
 
@@ -32,12 +32,8 @@ def export(
     if to == "hf":
         if level is not None:
             raise UserError("--level belongs to --to gguf; hf keeps the numbers of the base")
-        parent = target.run.artifacts if target.run is not None else Path.cwd()
-        place = out or parent / f"{slug(target)}-hf"
-        _, report = merged_folder(target, progress, place)
+        place, report = merged_folder(target, progress, out or place_for(target, "hf"))
         assert report is not None
-        if target.learned is not None:
-            check_merge(target, place, progress)
         return place, [f"{k}: {v}" for k, v in report.checks.items()]
     made = gguf(target, progress, level=level or "f16", out=out)
     figures = check_parity(target, [made], progress)[0]

@@ -15,8 +15,8 @@ from tunesmith.hub.reference import Reference, parse
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.local import LocalModel, localize
 from tunesmith.runs.folder import RunFolder, find_run, list_runs
-from tunesmith.verbs.run_config import TrainRun, config_of_run
 from tunesmith.verbs.adapters import several_adapters
+from tunesmith.verbs.run_config import TrainRun, config_of_run
 from tunesmith.verbs.weights import is_adapter, is_part, open_begun, open_learned
 
 if TYPE_CHECKING:

@@ -87,7 +87,9 @@ def export(
     else:
         tensors, still_tied = plan(stored, adapter, tied_names(read), changes.config.get("vocab_size"))
     total, shard = sum(tensor.nbytes for tensor in tensors), int(config.max_shard_size * 1e9)
-    inputs = fingerprint(tensors, {t.file for t in stored.values()}, _learned_files(adapters, learned), {"shard": shard})
+    inputs = fingerprint(
+        tensors, {t.file for t in stored.values()}, _learned_files(adapters, learned), {"shard": shard}
+    )
     there = sum((partial_of(out) / name).stat().st_size for name in finished(partial_of(out), inputs))
     check_target(out, total - there + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
     dtype: Counter[str] = Counter()
@@ -116,7 +118,7 @@ def export(
         companions.write_template(words, work, template)
         companions.copy_licences([folder, *([source] if source != folder else [])], work)
         done = [*told, *facts(adapter, learned, changes, len(tensors), settings.get("dtype"))]
-        card = companions.model_card(folder, hub_name(named, raw), done)
+        card = companions.model_card(folder, hub_name(named, raw, folder), done)
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, read, words, template)
         checks |= _proved(prove, work, out) if prove is not None else {}

@@ -61,7 +61,9 @@ def combine(adapters: Weighed, out: Path) -> Path:
         tensors[name_a] = tensors[name_a].reshape(-1, tensors[name_a].shape[-1]).contiguous()
         tensors[name_b] = tensors[name_b].reshape(tensors[name_b].shape[0], -1).contiguous()
     if len(set(ranks.values())) > 1 and read_config(adapters[0][0]).get("target_parameters"):
-        raise UserError("the adapters have experts and are on different layers, so they cannot be put together", hint=HINT)
+        raise UserError(
+            "the adapters have experts and are on different layers, so they cannot be put together", hint=HINT
+        )
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
     config = _config(adapters, {_plain(module): rank for module, rank in ranks.items()})
@@ -160,7 +162,11 @@ def _config(adapters: Weighed, ranks: dict[str, int]) -> dict[str, Any]:
     first = read_config(adapters[0][0])
     usual = max(ranks.values())
     others = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}
-    config = {key: first[key] for key in ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out") if key in first}
+    config = {
+        key: first[key]
+        for key in ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out")
+        if key in first
+    }
     holders = {one.rpartition(".")[0] for one in first.get("target_parameters") or ()}
     layers = [module for module in ranks if not any(module == h or module.endswith(f".{h}") for h in holders)]
     return config | {
