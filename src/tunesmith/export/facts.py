@@ -40,8 +40,16 @@ def hub_place(folder: Path | str) -> tuple[str, str] | None:
     return None
 
 
-def facts(adapter: Adapter | None, trained: Trained | None, changes: Changes, count: int, dtype: Any) -> list[str]:
-    """The method, what changed in form, and what is in the folder: ``count`` tensors, most of them stored as ``dtype``."""
+def facts(
+    adapter: Adapter | None, trained: Trained | None, changes: Changes, count: int, dtype: Any, *, merged: bool = True
+) -> list[str]:
+    """The method, what changed in form, and what is in the folder: ``count`` tensors, most of them stored as ``dtype``.
+
+    Not ``merged``: the folder holds the adapter alone, which changes ``count`` weights of its base.
+    """
+    if adapter is not None and not merged:
+        whole = f", {len(adapter.replaced)} trained in full" if adapter.replaced else ""
+        return [f"{dtype} adapter of {count} weights{whole}", "made with Tunesmith"]
     found = []
     growth = trained.form.growth if trained is not None and trained.form is not None else None
     if adapter is not None:

@@ -71,7 +71,7 @@ def export(
     adapters = read_adapters(source) if (source / CONFIG).exists() else []
     learned = trained.read_trained(source) if not adapters and (base or trained.is_part(source)) else None
     named = adapters[0].base if adapters else learned.form.base if learned and learned.form else None
-    folder = _base_folder(source, base, named, alone=not adapters and not learned)
+    folder = base_folder(source, base, named, alone=not adapters and not learned)
     changes = read_changes(source) if adapters or learned else Changes()
     stored = read_model(folder)
     adapter = combined(adapters, folder, stored) if adapters else None
@@ -246,8 +246,11 @@ def _same(first: StoredTensor, second: StoredTensor) -> bool:
     return same_form and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
-def _base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:
-    """The folder of the base: ``base``, else the one that the learned weights name. ``alone``: ``source`` is a full model itself."""
+def base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:
+    """The folder of the base: ``base``, else the one that the learned weights name. ``alone``: ``source`` is a full model itself.
+
+    Raises ExportError.
+    """
     if not source.is_dir():
         raise ExportError(f"{source} is not a folder", hint="give an adapter folder or a model folder")
     if alone:

@@ -31,15 +31,15 @@ CHANGES_THE_SUM = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_
 HINT = "merge one of them with tunesmith export --to hf and train or put the other one on that folder"
 
 
-def combine(adapters: Weighed, out: Path) -> Path:
+def combine(adapters: Weighed, out: Path, *, chain: bool = False) -> Path:
     """Write the weighted sum of ``adapters`` to the new folder ``out`` as one LoRA adapter in peft's format. Returns ``out``.
 
-    Chat template and changes of the config are the first adapter's. Raises UserError for adapters that do not add up.
+    ``chain``: each was learned on top of those before it, so that the sum is the last one on the untouched base. Chat template and changes of the config are the first adapter's. Raises UserError for adapters that do not add up.
     """
     import torch
     from safetensors.torch import save_file
 
-    parts = [_scaled(folder, weight) for folder, weight in adapters]
+    parts = [_scaled(folder, weight, chain) for folder, weight in adapters]
     _check_alike([folder for folder, _ in adapters])
     modules = list(dict.fromkeys(module for part in parts for module in part))
     tensors: dict[str, torch.Tensor] = {}
@@ -87,7 +87,7 @@ def key_of(adapters: Weighed) -> str:
     return digest.hexdigest()[:16]
 
 
-def why_not(folder: Path) -> str | None:
+def why_not(folder: Path, *, chain: bool = False) -> str | None:
     """Why the change of the adapter in ``folder`` cannot be weighed and added to another's; None when it can."""
     config = read_config(folder)
     if config.get("peft_type") != "LORA":
@@ -103,17 +103,17 @@ def why_not(folder: Path) -> str | None:
         return "it learned new tokens"
     if config.get("target_parameters") and (config.get("rank_pattern") or config.get("alpha_pattern")):
         return "it has experts and ranks that differ from layer to layer"
-    if (folder / NEEDED).is_file():
+    if (folder / NEEDED).is_file() and not chain:
         return "it was learned on top of other adapters, which were merged first"
     return None
 
 
-def _scaled(folder: Path, weight: float) -> dict[str, dict[str, tuple[torch.Tensor, int]]]:
+def _scaled(folder: Path, weight: float, chain: bool) -> dict[str, dict[str, tuple[torch.Tensor, int]]]:
     """Module -> name on disk of A and of w · s · B -> the tensor (fp32) and the rank. Experts are unstacked."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if (reason := why_not(folder)) is not None:
+    if (reason := why_not(folder, chain=chain)) is not None:
         raise UserError(
             f"{folder} cannot be put together with other adapters or weighed: {reason}",
             hint=f"a list takes plain LoRA adapters (rsLoRA, PiSSA and OLoRA too); {HINT}",
