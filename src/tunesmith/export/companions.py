@@ -50,10 +50,11 @@ def find_template(folder: Path) -> str | None:
 
 
 def write_template(source: Path, out: Path, template: str | None) -> None:
-    """``template`` as chat_template.jinja and inside tokenizer_config.json, which is otherwise kept as it is."""
+    """``template`` as chat_template.jinja and inside tokenizer_config.json, which is otherwise kept as it is, but for what
+    only transformers 5 could read."""
     path = source / "tokenizer_config.json"
     raw: dict[str, Any] = read_json(path) if path.exists() else {}
-    wanted = without_code(raw) | ({} if template is None else {"chat_template": template})
+    wanted = for_transformers_4(without_code(raw)) | ({} if template is None else {"chat_template": template})
     if path.exists() and wanted == raw:
         shutil.copyfile(path, out / path.name)
     else:
@@ -61,6 +62,18 @@ def write_template(source: Path, out: Path, template: str | None) -> None:
     if template is not None:
         # bytes, so that no line ending is changed on any system
         (out / "chat_template.jinja").write_bytes(template.encode("utf-8"))
+
+
+def for_transformers_4(raw: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json in words that transformers 4 knows too: the class that reads tokenizer.json, and special tokens
+    without names of their own under their older key."""
+    found = dict(raw)
+    if found.get("tokenizer_class") == "TokenizersBackend":
+        found["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(found.get("extra_special_tokens"), list):
+        found.setdefault("additional_special_tokens", found.pop("extra_special_tokens"))
+        found.pop("extra_special_tokens", None)
+    return found
 
 
 def save_tokenizer(source: Path, out: Path, template: str, tokens: Sequence[NewToken] = ()) -> None:
