@@ -69,8 +69,8 @@ def export(
         return one.file, _proved(one, target, plugin, config, settings, data, choice, progress)
     made = make(target, plugin, config, progress, out=out, data=data)
     lines = [*(f"{k}: {v}" for k, v in made.report.checks.items()), *made.report.notes]
-    if target.learned is not None and (made.merged is not None or (made.place / "config.json").is_file()):
-        check_merge(target, made.merged or made.place, progress)
+    if target.learned is not None and made.merged is not None:
+        check_merge(target, made.merged, progress)
     if made.merged is not None and choice.report:
         with Quality(
             target, made.merged, quality_folder(target, made.place), progress, rows=choice.rows, data=data

@@ -2,8 +2,8 @@
 
 A target (``export/targets/<name>.py``) says what it takes and writes: ``SOURCE`` ("merged", a whole 16/32-bit model folder, or "learned",
 what was learned on a base), ``OUT`` ("folder" or the suffix of one file), ``label(config)`` (what its result is called),
-``calibration(config)`` (tokens of text it wants). Of ``base``, ``stop_token_ids`` and ``calibration`` its ``export`` gets
-those that it has a parameter for.
+``calibration(config)`` (tokens of text it wants). Of ``base``, ``stop_token_ids``, ``calibration``, ``told`` (lines for the model
+card) and ``prove`` (asked about the finished folder before it gets its name) its ``export`` gets those that it has a parameter for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tunesmith.config.plugins import names, suggestion
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report, size_of
 from tunesmith.verbs.calibration import calibration_rows
-from tunesmith.verbs.merged import TARGETS, merged_folder, slug
+from tunesmith.verbs.merged import TARGETS, merged_folder, prove, slug
+from tunesmith.verbs.provenance import provenance
 from tunesmith.verbs.targets import Target, renderer_of
 
 
@@ -161,6 +162,10 @@ def make(
         from tunesmith.render.stop import stop_token_ids
 
         offers["stop_token_ids"] = stop_token_ids(renderer_of(target))
+    if "told" in asked:
+        offers["told"] = provenance(target)
+    if "prove" in asked:  # an adapter alone is no model that could answer; its target reads it back
+        offers["prove"] = lambda folder: prove(target, folder, progress) if (folder / "config.json").is_file() else {}
     tokens = tokens_wanted(plugin, config)
     if tokens and "calibration" not in offers:
         offers["calibration"] = calibration_rows(target, source, tokens, 0, data, progress=progress)
