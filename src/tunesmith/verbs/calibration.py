@@ -133,7 +133,9 @@ def _of_run(target: Target, progress: Progress) -> OwnText | None:
         pinned = json.loads(kept.read_text(encoding="utf-8"))
         _, renderer = open_renderer(config.model, config.data, SILENT, run=run)
         plugin = load_plugin(STAGES, config.stage.kind)
+        progress.start("reading the run's rows")
         rows = encode(config, plugin.build(config.stage, renderer), plugin.EXAMPLES, renderer, SILENT)
+        progress.finish()
         if pinned.get("of") == "stores" and pinned["sha256"] != digest_of(rows):
             raise DataError("they are not what the run learned")
         if not hasattr(rows.train[0], "ids"):

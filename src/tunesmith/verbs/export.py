@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +67,7 @@ def export(
         return _chosen(maker, limit, choice)
     if levels_of(plugin):
         one = gguf(target, progress, config=config, out=out, data=data)
-        return one.file, _proved(one, target, plugin, config, settings, data, choice, progress)
+        return one.file, _proved(one, target, plugin, config, data, choice, progress)
     made = make(target, plugin, config, progress, out=out, data=data)
     lines = [*(f"{k}: {v}" for k, v in made.report.checks.items()), *made.report.notes]
     if target.learned is not None and made.merged is not None:
@@ -131,31 +132,34 @@ def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path,
 def _chosen(maker: Maker, limit: int | None, choice: Choice) -> tuple[Path, list[str]]:
     """The level chosen for a size or for a bound of damage, proved and measured."""
     target, data, progress = maker.target, maker.data, maker.progress
-    if limit is not None:
-        one = for_size(maker, limit)
-    else:
-        assert choice.max_kl is not None
-        folder = quality_folder(target, maker.place("f16"))
-        with Quality(target, maker.merged, folder, progress, rows=choice.rows, data=data) as quality:
+    folder = quality_folder(target, maker.place("f16"))
+    with Quality(target, maker.merged, folder, progress, rows=choice.rows, data=data) as quality:
+        if limit is not None:
+            one = for_size(maker, limit)
+        else:
+            assert choice.max_kl is not None
             one = for_kl(maker, quality, choice.max_kl)
-    config = maker.config(one.level)
-    lines = _proved(one, target, maker.plugin, config, maker.settings, data, choice, progress)
+        config = maker.config(one.level)
+        lines = _proved(one, target, maker.plugin, config, data, choice, progress, quality)
     return one.file, [f"chosen: {one.level}", *lines]
 
 
 def _proved(
-    one: GgufExport, target: Target, plugin: ModuleType, config: Config, settings: Sequence[str], data: str | None,
-    choice: Choice, progress: Progress,
+    one: GgufExport, target: Target, plugin: ModuleType, config: Config, data: str | None, choice: Choice,
+    progress: Progress, quality: Quality | None = None,
 ) -> list[str]:  # fmt: skip
-    """One GGUF compared with the merged model, and measured when it is quantized."""
+    """One GGUF compared with the merged model, and measured when it is quantized (by ``quality``, if it is open already)."""
     figures = check_parity(target, [one], progress)[0]
     lines = [
         f"{one.report.bytes / 1e6:.0f} MB, {in_words(figures)}",
         f"Modelfile: {one.modelfile} ({one.template_reason})",
     ]
     if choice.report and one.level not in FULL:
-        folder = quality_folder(target, one.file)
-        with Quality(target, one.merged, folder, progress, rows=choice.rows, data=data) as quality:
+        with ExitStack() as stack:
+            if quality is None:
+                folder = quality_folder(target, one.file)
+                opened = Quality(target, one.merged, folder, progress, rows=choice.rows, data=data)
+                quality = stack.enter_context(opened)
             full = place_of(target, plugin, config_of(plugin, (), "f16"))
             if full.is_file() and not quality.has_base_speed(".gguf"):
                 quality.base_speed(".gguf", full)

@@ -111,7 +111,7 @@ def place_of(target: Target, plugin: ModuleType, config: Config, out: Path | Non
     alone = suffix == "folder"
     file = f"{slug(target)}-{_short(name, levels_of(plugin))}{suffix}"
     if out is not None:
-        if out.is_file() or (alone and out.exists()):
+        if out.is_file() and (alone or out.suffix != suffix):
             raise ExportError(
                 f"{out} exists already", hint="choose another --out, or remove it first; nothing was changed"
             )
