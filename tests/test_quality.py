@@ -226,3 +226,18 @@ def test_prompts_end_before_the_last_answer() -> None:
     assert prompt_of([1, 2, 3, 4, 5, 6], [False, False, True, False, False, True]) == (1, 2, 3, 4, 5)
     assert prompt_of([1, 2, 3, 4], [False, False, True, True]) == (1, 2)
     assert prompt_of([1, 2], [False, True]) == () and prompt_of([1, 2], [False, False]) == ()
+
+
+def test_every_target_is_in_the_table() -> None:
+    from tunesmith.config.plugins import names
+
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    for name in names("tunesmith.export.targets"):
+        assert f"| `{name.replace('_', '-')}` |" in page, name
+    for bound in (
+        f"at most {rules.FINE_KL:g}",
+        f"at most {rules.GOOD_KL:g}",
+        f"above {rules.BROKEN_KL:g}",
+        f"{rules.BROKEN_RATIO:g} times",
+    ):
+        assert bound in page
