@@ -139,6 +139,8 @@ if [ "$WANTED" = dev ]; then
     pip_install -e '.[dev]'
     say "fetching published chat templates for the tests"
     .venv/bin/python tests/published.py
+    say "fetching llama.cpp's own quantizer for the tests to compare with"
+    .venv/bin/python tests/llama_oracle.py
     rm -f .venv/.tunesmith-*
     : >".venv/.tunesmith-run-$KEY"
 else

@@ -15,8 +15,9 @@ from tunesmith.config.progress import SILENT
 from tunesmith.export import changes
 from tunesmith.export.adapters import combined, read_adapters
 from tunesmith.export.model_config import load_config, tied_names
+from tunesmith.export.shards import write_shards
 from tunesmith.export.targets.hf import plan
-from tunesmith.export.tensor_files import read_model, write_shards
+from tunesmith.export.tensor_files import read_model
 from tunesmith.models.methods import lora, oft
 from tunesmith.train import checkpoint
 from tunesmith.train.masters import Masters
@@ -93,7 +94,7 @@ def merged(base: Path, adapter: Path, out: Path) -> Any:
     stored = read_model(base)
     tensors, _ = plan(stored, combined(read_adapters(adapter), base, stored), tied_names(load_config(base)))
     out.mkdir()
-    with mock.patch.object(changes, "BUFFER", 1000):  # 7 rows of 32 numbers: no width here is a multiple of it
+    with mock.patch.object(changes, "BUFFER", 1000):  # blocks of 16 rows
         write_shards(out, tensors, 10**9, SILENT)
     shutil.copyfile(base / "config.json", out / "config.json")
     return open_base(out)

@@ -53,6 +53,19 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("hf:o/n@main+./x", Reference("hf", "o/n", revision="main", adapter=Reference("path", "./x"))),
         ("/a+/b", Reference("path", "/a", adapter=Reference("path", "/b"))),
         ("/a+b+./c", Reference("path", "/a+b", adapter=Reference("path", "./c"))),
+        ("demo+./x*-0.5", Reference("demo", adapter=Reference("path", "./x", weight=-0.5))),
+        (
+            "demo+./x*0.25+run:a@best+hf:o/n*1e-3",
+            Reference(
+                "demo",
+                adapter=Reference(
+                    "path",
+                    "./x",
+                    weight=0.25,
+                    adapter=Reference("run", "a", point="best", adapter=Reference("hf", "o/n", weight=0.001)),
+                ),
+            ),
+        ),
     ],
 )
 def test_forms(text: str, expected: Reference) -> None:
@@ -98,7 +111,9 @@ def test_forms(text: str, expected: Reference) -> None:
         ("ollama:a+./b", "no adapter"),
         ("http://h/v1#m+run:a", "no adapter"),
         ("demo+ollama:x", "not an adapter"),
-        ("demo+./a+./b", "more than one adapter"),
+        ("demo+./a+./b*0", "other than 0"),
+        ("demo+./a*inf", "other than 0"),
+        ("demo+./a*2+ollama:b", "not an adapter"),
         ("demo+what", "'what'"),
     ],
 )

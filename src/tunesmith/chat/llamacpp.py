@@ -114,6 +114,20 @@ class LlamaCppEngine:
             row -= _log_sum_exp(row)
         return out
 
+    def continuation(self, prompt: Sequence[int], most: int, *, stop: bool = True) -> list[int]:
+        """The most likely token after ``prompt``, again and again: at most ``most``; without ``stop`` exactly so many."""
+        context = self._open()
+        context.clear()
+        logits, found = context.feed(prompt, every=False), []
+        for _ in range(min(most, self.n_ctx - len(prompt))):
+            token = int(logits[0].argmax())
+            if stop and (self.vocabulary.ends(token) or token in self._stops):
+                break
+            found.append(token)
+            if len(found) < most and context.used < self.n_ctx:
+                logits = context.feed([token], every=False)
+        return found
+
     def close(self) -> None:
         """Free the model and its cache; calling twice is harmless."""
         if self._context is not None:

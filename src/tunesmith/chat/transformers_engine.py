@@ -92,5 +92,19 @@ class TransformersEngine:
         result: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
         return result
 
+    def continuation(self, prompt: Sequence[int], most: int, *, stop: bool = True) -> list[int]:
+        """The most likely token after ``prompt``, again and again: at most ``most``; without ``stop`` exactly so many."""
+        import torch
+
+        ids = torch.tensor([list(prompt)], device=next(self.model.parameters()).device)
+        with torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, use_cache=True,
+                min_new_tokens=0 if stop else most, eos_token_id=list(self.stop_ids),
+                pad_token_id=self.renderer.tokenizer.pad_token_id,
+            )  # fmt: skip
+        found: list[int] = out[0, len(prompt) :].tolist()
+        return [token for token in found if not stop or token not in self.stop_ids]
+
     def close(self) -> None:
         self.model = None

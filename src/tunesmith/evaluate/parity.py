@@ -53,7 +53,7 @@ def compare_distributions(reference_logprobs: np.ndarray, other_logprobs: np.nda
 
     Raises UserError for different shapes, no positions, or not-a-number.
     """
-    kl, agree = _per_position(reference_logprobs, other_logprobs)
+    kl, agree = per_position(reference_logprobs, other_logprobs)
     return _summary([kl], [agree])
 
 
@@ -64,7 +64,7 @@ def parity(reference: Engine, other: Engine, token_sequences: Iterable[Sequence[
     """
     kls, agrees = [], []
     for tokens in token_sequences:
-        kl, agree = _per_position(reference.logprobs(tokens), other.logprobs(tokens))
+        kl, agree = per_position(reference.logprobs(tokens), other.logprobs(tokens))
         kls.append(kl)
         agrees.append(agree)
     return _summary(kls, agrees)
@@ -94,7 +94,7 @@ class Remembered:
         self.engine.close()
 
 
-def _per_position(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def per_position(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """KL [positions] and agreement [positions]."""
     import numpy as np
 

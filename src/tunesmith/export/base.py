@@ -6,6 +6,7 @@ A target is one file in ``targets/`` with a ``Config`` class and an ``export`` f
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.errors import ExportError
+from filelock import FileLock, Timeout
+
+from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.files import sync_folder
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,12 @@ class Report:
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk, a quota or a file system that takes no more."""
+LOCK = "lock"
+"""In a folder that is being filled: one process at a time."""
 
 
 def check_target(out: Path, needed_bytes: int) -> None:
@@ -48,13 +58,61 @@ def check_target(out: Path, needed_bytes: int) -> None:
 def whole_or_nothing(out: Path) -> Iterator[Path]:
     """A temporary sibling to write to (file or folder, the caller creates it); renamed to ``out`` only on success."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f".{out.name}.partial"
+    temporary = partial_of(out)
     _remove(temporary)
     try:
         yield temporary
         temporary.rename(out)
     finally:
         _remove(temporary)
+
+
+def partial_of(out: Path) -> Path:
+    """Where ``out`` is made before it gets its name."""
+    return out.parent / f".{out.name}.partial"
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` when the block ends well. What an earlier, interrupted call left is still in it.
+
+    It stays when the block is interrupted (killed, Ctrl-C, a full disk), so that the next call can go on; it is removed when a
+    check fails (UserError). Raises ExportError when the disk is full, or when another process works on the same ``out``.
+    """
+    folder = partial_of(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ExportError(f"another process is writing {out}", hint="wait for it, or choose another --out") from None
+    try:
+        yield folder
+    except UserError:
+        _remove(folder)
+        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ExportError(
+            f"{folder}: there is no room left ({error.strerror})",
+            hint="free some space and give the same command again: it goes on after the files that are finished; "
+            "or remove this folder",
+        ) from error
+    finally:
+        lock.release()
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rename(out)
+    sync_folder(out.parent)
+
+
+def set_aside(folder: Path, out: Path) -> Path:
+    """Give what ``resumable`` made the name ``out`` with ``.failed``: complete, but not what it should be. Returns the new place."""
+    place = out.with_name(out.name + ".failed")
+    _remove(place)
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rename(place)
+    return place
 
 
 def _remove(path: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+FEWEST = 16
+"""Rows of a block. A product with fewer than 4 rows is summed in another order, so its last bits are not those of the whole."""
 Blocks = Callable[[], "Iterator[tuple[int, torch.Tensor]]"]
 """Reads a weight from its start: the number of the first row, and some rows [n, columns] in float32 or wider."""
 Step = Callable[["torch.Tensor", int], "torch.Tensor"]
@@ -29,8 +31,9 @@ class Change(Protocol):
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """The shape it was made for, when that is not ``shape``."""
 
-    def open(self, before: Blocks) -> Step:
-        """Load it; ``before`` reads the weight that it changes, for changes that depend on more than their own rows."""
+    def open(self, before: Blocks, dtype: torch.dtype) -> Step:
+        """Load it. ``before`` reads the weight that it changes, for changes that depend on more than their own rows;
+        ``dtype`` is what the weight is stored as. The step may change the rows it is given."""
 
 
 def merged(weight: StoredTensor, changes: Sequence[Change], name: str, dtype: str | None = None) -> PlannedTensor:
@@ -38,8 +41,9 @@ def merged(weight: StoredTensor, changes: Sequence[Change], name: str, dtype: st
 
     ``dtype``: the type to write (``BF16`` …), by default the weight's own.
 
-    This is what peft's ``merge_and_unload`` computes for float32 adapters, one after the other on a float32 base. (Its
-    ``safe_merge`` rounds the delta to the weight's type first, so it may differ there in the last bit.)
+    This is what peft's ``merge_and_unload`` computes, bit for bit on a CPU: it keeps adapters in float32 and rounds the sum once. (Its
+    ``safe_merge`` rounds the delta to the weight's type first, so it may differ there in the last bit.) Of several changes
+    peft rounds after each one.
     """
     if weight.dtype not in FLOATS:
         raise ExportError(
@@ -56,20 +60,30 @@ def merged(weight: StoredTensor, changes: Sequence[Change], name: str, dtype: st
     return PlannedTensor(name, written, weight.shape, lambda: _bytes(weight, changes, written))
 
 
-def _bytes(weight: StoredTensor, changes: Sequence[Change], dtype: str) -> Iterator[bytes]:
+def _bytes(weight: StoredTensor, changes: Sequence[Change], dtype: str) -> Iterator[memoryview]:
     import torch
 
     written = getattr(torch, FLOATS[dtype])
     for _, rows in _opened(weight, changes)():
-        yield rows.to(written).contiguous().view(torch.uint8).numpy().tobytes()
+        yield bytes_of(rows.to(written))
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor as it lies in memory, not copied where they follow each other."""
+    import torch
+
+    flat: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return flat
 
 
 def _opened(weight: StoredTensor, changes: Sequence[Change]) -> Blocks:
     """Reads ``weight`` with the changes made."""
+    import torch
+
     if not changes:
         return lambda: _rows(weight)
     before = _opened(weight, changes[:-1])
-    step = changes[-1].open(before)
+    step = changes[-1].open(before, getattr(torch, FLOATS[weight.dtype]))
     return lambda: ((start, step(rows, start)) for start, rows in before())
 
 
@@ -78,12 +92,15 @@ def _rows(weight: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
 
     count, columns = math.prod(weight.shape[:-1]), weight.shape[-1]
     row_bytes = columns * ITEM_BYTES[weight.dtype]
-    block = max(1, BUFFER // (columns * 4))
+    block = max(FEWEST, BUFFER // (columns * 4))
     dtype = getattr(torch, FLOATS[weight.dtype])
-    for start in range(0, count, block):
-        end = min(count, start + block)
-        raw = bytearray().join(weight.read(start * row_bytes, end * row_bytes))
-        part = torch.frombuffer(raw, dtype=dtype).reshape(end - start, columns)
+    start = end = 0
+    while end < count:
+        start, end = end, min(count, end + block)
+        if count - end < FEWEST:
+            end = count
+        part = torch.empty(end - start, columns, dtype=dtype)
+        weight.read_into(bytes_of(part), start * row_bytes)
         yield start, part.to(torch.promote_types(dtype, torch.float32))
 
 
@@ -97,15 +114,25 @@ def loaded(tensor: StoredTensor) -> torch.Tensor:
     """A whole stored tensor in its own type."""
     import torch
 
-    dtype = getattr(torch, FLOATS[tensor.dtype])
-    return torch.frombuffer(bytearray().join(tensor.chunks()), dtype=dtype).reshape(tensor.shape)
+    whole = torch.empty(tensor.shape, dtype=getattr(torch, FLOATS[tensor.dtype]))
+    tensor.read_into(bytes_of(whole), 0)
+    return whole
 
 
-def converted(tensor: StoredTensor, dtype: str) -> Iterator[bytes]:
+def same_values(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two stored tensors hold the same numbers, in whatever types."""
+    import torch
+
+    if first.shape != second.shape or not {first.dtype, second.dtype} <= FLOATS.keys():
+        return False
+    return all(torch.equal(one, other) for (_, one), (_, other) in zip(_rows(first), _rows(second), strict=True))
+
+
+def converted(tensor: StoredTensor, dtype: str) -> Iterator[memoryview]:
     """The bytes of ``tensor`` rounded to the stored type ``dtype`` (``BF16`` …), a chunk at a time."""
     import torch
 
     stored, wanted = getattr(torch, FLOATS[tensor.dtype]), getattr(torch, FLOATS[dtype])
     for chunk in tensor.chunks(BUFFER):
         part = torch.frombuffer(bytearray(chunk), dtype=stored).to(wanted)
-        yield part.view(torch.uint8).numpy().tobytes()
+        yield bytes_of(part)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ExportError
+from tunesmith.export.base import LOCK
+from tunesmith.export.facts import hub_place
 from tunesmith.export.model_config import without_code
 from tunesmith.export.new_tokens import write_tokens
 from tunesmith.export.tensor_files import read_json
@@ -48,10 +50,11 @@ def find_template(folder: Path) -> str | None:
 
 
 def write_template(source: Path, out: Path, template: str | None) -> None:
-    """``template`` as chat_template.jinja and inside tokenizer_config.json, which is otherwise kept as it is."""
+    """``template`` as chat_template.jinja and inside tokenizer_config.json, which is otherwise kept as it is, but for what
+    only transformers 5 could read."""
     path = source / "tokenizer_config.json"
     raw: dict[str, Any] = read_json(path) if path.exists() else {}
-    wanted = without_code(raw) | ({} if template is None else {"chat_template": template})
+    wanted = for_transformers_4(without_code(raw)) | ({} if template is None else {"chat_template": template})
     if path.exists() and wanted == raw:
         shutil.copyfile(path, out / path.name)
     else:
@@ -59,6 +62,18 @@ def write_template(source: Path, out: Path, template: str | None) -> None:
     if template is not None:
         # bytes, so that no line ending is changed on any system
         (out / "chat_template.jinja").write_bytes(template.encode("utf-8"))
+
+
+def for_transformers_4(raw: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json in words that transformers 4 knows too: the class that reads tokenizer.json, and special tokens
+    without names of their own under their older key."""
+    found = dict(raw)
+    if found.get("tokenizer_class") == "TokenizersBackend":
+        found["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(found.get("extra_special_tokens"), list):
+        found.setdefault("additional_special_tokens", found.pop("extra_special_tokens"))
+        found.pop("extra_special_tokens", None)
+    return found
 
 
 def save_tokenizer(source: Path, out: Path, template: str, tokens: Sequence[NewToken] = ()) -> None:
@@ -82,23 +97,34 @@ def copy_licences(sources: list[Path], out: Path) -> list[str]:
     return list(copied)
 
 
-def model_card(base: Path, base_name: str | None, facts: list[str]) -> str:
-    """README.md: licence and language from the base's card, the base's name if it is a Hub name, and ``facts`` as a list."""
+def model_card(base: Path, base_name: str | None, facts: list[str], *, library: str = "transformers") -> str:
+    """README.md: licence and language from the base's card, the base's name and revision if it is on a hub, and ``facts`` as a list.
+
+    ``library``: ``peft`` for an adapter.
+    """
     import yaml
 
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
     if base_name:
         front["base_model"] = base_name
-    inherited = _front_matter(base / "README.md")
+        front["base_model_relation"] = "adapter" if library == "peft" else "finetune"
+    inherited = front_matter(base / "README.md")
     front |= {
         key: inherited[key] for key in ("license", "license_name", "license_link", "language") if key in inherited
     }
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    lines = "\n".join(f"- {fact}" for fact in facts)
-    return f"---\n{head}---\n\n# {(base_name or base.name).rsplit('/', 1)[-1]}, fine-tuned\n\n{lines}\n"
+    place = hub_place(base)
+    lines = [f"base: {base_name or base.name}" + (f", revision {place[1]}" if place else "")]
+    if licence := front.get("license_name") or front.get("license"):
+        lines.append(
+            f"licence of the base: {licence}" + (f" ({front['license_link']})" if "license_link" in front else "")
+        )
+    text = "\n".join(f"- {line}" for line in [*lines, *facts])
+    return f"---\n{head}---\n\n# {(base_name or base.name).rsplit('/', 1)[-1]}, fine-tuned\n\n{text}\n"
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
+def front_matter(path: Path) -> dict[str, Any]:
+    """What a model card says about itself before its text; {} when it says nothing readable."""
     import yaml
 
     if not path.is_file():
@@ -116,7 +142,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
 
 def write_checksums(folder: Path, known: dict[str, str]) -> None:
     """SHA256SUMS over all files, as ``sha256sum -c`` reads it. ``known`` are sums that need no second reading."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name not in (CHECKSUMS, LOCK))
     sums = {name: known.get(name) or _sha256(folder / name) for name in names}
     (folder / CHECKSUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in names), encoding="utf-8")
 

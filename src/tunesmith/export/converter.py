@@ -32,7 +32,11 @@ FAILURES: tuple[tuple[str, str, str], ...] = (
         "llama.cpp's converter needs tokenizer.model for this kind of model, and the folder has none",
         "copy tokenizer.model from the base model's folder",
     ),
-    (r"No space left on device", "the disk is full", "free some space; nothing was kept"),
+    (
+        r"No space left on device|File too large|requested and \d+ written",
+        "the disk is full",
+        "free some space; nothing was kept",
+    ),
 )
 
 
@@ -64,7 +68,7 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
         json.dumps(job | {"converter": str(converter_folder()), "model": str(staged), "out": str(out)}),
         encoding="utf-8",
     )
-    progress.start(f"convert to {job['type']}", expected_bytes, "B")
+    progress.start(f"convert to {job.get('level', job['type'])}", expected_bytes, "B")
     with log.open("wb") as output:
         # -P: neither the script's folder nor the working folder is searched for modules
         child = subprocess.Popen(

@@ -47,7 +47,7 @@ class ExpertDelta:
         """See ``Change``."""
         return str(list(self.shape)) if self.shape != shape else None
 
-    def open(self, before: Blocks) -> Step:
+    def open(self, before: Blocks, dtype: torch.dtype) -> Step:
         """See ``Change``."""
         import torch
 

@@ -12,17 +12,44 @@ from tunesmith.models.changes import Changes
 from tunesmith.models.rope import STRETCHED_LAYERS
 
 
-def hub_name(named: str | None, raw: dict[str, Any]) -> str | None:
+def hub_name(named: str | None, raw: dict[str, Any], folder: Path | None = None) -> str | None:
     """``org/name`` if that is what the base is called; a path of this machine is nobody's business.
 
-    ``named``: what the learned weights call their base; ``raw``: the base's config.json.
+    ``named``: what the learned weights call their base; ``raw``: the base's config.json; ``folder``: where the base lies, which in a
+    hub's cache says where it came from.
     """
+    for place in (named, str(folder) if folder is not None else None):
+        if place and (found := hub_place(place)):
+            return found[0]
     name = named or raw.get("_name_or_path") or ""
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
 
 
-def facts(adapter: Adapter | None, trained: Trained | None, changes: Changes, count: int, dtype: Any) -> list[str]:
-    """The method, what changed in form, and what is in the folder: ``count`` tensors, most of them stored as ``dtype``."""
+def hub_place(folder: Path | str) -> tuple[str, str] | None:
+    """Name and revision of a model that lies in the cache of Hugging Face or of our ModelScope downloads; else None."""
+    parts = Path(folder).parts
+    for i, part in enumerate(parts):
+        cached = re.fullmatch(r"models--(.+?)--(.+)", part)
+        if cached and parts[i + 1 : i + 2] == ("snapshots",) and len(parts) > i + 2:
+            return f"{cached[1]}/{cached[2]}", parts[i + 2]
+        fetched = (
+            re.fullmatch(r"([\w.-]+)@([\w.%-]+)", parts[i + 2]) if part == "modelscope" and len(parts) > i + 2 else None
+        )
+        if fetched:
+            return f"{parts[i + 1]}/{fetched[1]}", fetched[2]
+    return None
+
+
+def facts(
+    adapter: Adapter | None, trained: Trained | None, changes: Changes, count: int, dtype: Any, *, merged: bool = True
+) -> list[str]:
+    """The method, what changed in form, and what is in the folder: ``count`` tensors, most of them stored as ``dtype``.
+
+    Not ``merged``: the folder holds the adapter alone, which changes ``count`` weights of its base.
+    """
+    if adapter is not None and not merged:
+        whole = f", {len(adapter.replaced)} trained in full" if adapter.replaced else ""
+        return [f"{dtype} adapter of {count} weights{whole}", "made with Tunesmith"]
     found = []
     growth = trained.form.growth if trained is not None and trained.form is not None else None
     if adapter is not None:

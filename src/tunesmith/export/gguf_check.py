@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,14 @@ def _name_map(metadata: dict[str, Any]) -> Any:
 
 def _short(value: Any) -> str:
     return repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "…"
+
+
+def check_types(path: Path, planned: Mapping[str, str]) -> None:
+    """Every tensor of ``path`` has its ``planned`` type, and there is no other tensor. Raises ExportError."""
+    found = {name: tensor.type for name, tensor in read_gguf(path).tensors.items()}
+    wrong = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
+    if wrong:
+        raise ExportError(
+            f"the GGUF holds {wrong[0]} as {found.get(wrong[0], 'nothing')}, planned was {planned.get(wrong[0], 'nothing')}"
+            f"; {len(wrong)} tensors differ"
+        )

@@ -43,6 +43,8 @@ class Delta:
     scale: float
     transposed: bool
     magnitude: StoredTensor | None = None
+    embedding: bool = False
+    """The weight is an embedding: peft rounds the delta of these to the weight's type before it is added."""
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """See ``Change``."""
@@ -50,7 +52,7 @@ class Delta:
         mine = mine[::-1] if self.transposed else mine
         return str(list(mine)) if mine != shape else None
 
-    def open(self, before: Blocks) -> Step:
+    def open(self, before: Blocks, dtype: torch.dtype) -> Step:
         """See ``Change``."""
         import torch
 
@@ -59,7 +61,8 @@ class Delta:
         def added(rows: torch.Tensor, start: int) -> torch.Tensor:
             end = start + len(rows)
             delta = (b @ a[:, start:end]).T if self.transposed else b[start:end] @ a
-            return rows + delta * self.scale
+            delta.mul_(self.scale)
+            return rows.add_(delta.to(dtype) if self.embedding else delta)
 
         if self.magnitude is None:
             return added
@@ -111,7 +114,7 @@ def delta(where: str, config: dict[str, Any], module: str, parts: dict[str, Stor
             f"{where}: {module} {'has' if magnitude else 'lacks'} magnitudes, use_dora says otherwise", hint="not complete"
         )  # fmt: skip
     scale = scale_of(where, config, module, a.shape[0])
-    return Delta(a, b, scale, embedding or bool(config.get("fan_in_fan_out")), magnitude)
+    return Delta(a, b, scale, embedding or bool(config.get("fan_in_fan_out")), magnitude, embedding)
 
 
 def pair(where: str, module: str, parts: dict[str, StoredTensor]) -> tuple[StoredTensor, StoredTensor]:

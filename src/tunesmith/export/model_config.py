@@ -52,7 +52,7 @@ def changed_config(raw: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def completed(raw: dict[str, Any], config: Any, dtype: str | None = None) -> dict[str, Any]:
-    """``raw`` (config.json) with both spellings of rope settings and type, and no pointer to code.
+    """``raw`` (config.json) with both spellings of rope settings, type and renamed keys, and no pointer to code.
 
     ``config`` is what ``load_config`` gave for it; ``dtype`` (``bfloat16`` …) is what the weights are stored as.
     """
@@ -63,6 +63,9 @@ def completed(raw: dict[str, Any], config: Any, dtype: str | None = None) -> dic
             continue
         if dtype is not None:
             part["dtype"] = part["torch_dtype"] = dtype
+        for name, now in (getattr(read, "attribute_map", None) or {}).items():
+            if part.get(now) is not None:  # a key that was renamed since (num_experts): both names say the same
+                part.setdefault(name, part[now])
         rope = getattr(read, "rope_parameters", None)
         if rope:
             _both_ropes(part, copy.deepcopy(dict(rope)))

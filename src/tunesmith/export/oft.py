@@ -47,7 +47,7 @@ class Rotation:
         width = self.triangles.shape[0] * self.size
         return f"the width {width}" if len(shape) != 2 or shape[1] != width else None
 
-    def open(self, before: Blocks) -> Step:
+    def open(self, before: Blocks, dtype: torch.dtype) -> Step:
         """See ``Change``."""
         import torch
 

@@ -1,21 +1,18 @@
-"""Safetensors on disk: what a folder holds, checked against the files' real sizes, and how to write shards in a small buffer.
+"""Safetensors on disk: what a folder holds, checked against the files' real sizes, and its bytes a buffer at a time.
 
 Knows bytes and names; knows neither models nor torch. Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ExportError
-from tunesmith.config.progress import Progress
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -45,7 +42,7 @@ class StoredTensor:
 
     def read(self, start: int, end: int, size: int = BUFFER) -> Iterator[bytes]:
         """The raw bytes ``start`` … ``end`` of the tensor."""
-        with self.file.open("rb") as file:
+        with self.file.open("rb", buffering=0) as file:
             file.seek(self.offset + start)
             while start < end:
                 part = file.read(min(size, end - start))
@@ -54,15 +51,26 @@ class StoredTensor:
                 start += len(part)
                 yield part
 
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fill ``buffer`` (bytes) with the tensor's from ``start`` on. Raises ExportError when the file ends before."""
+        with self.file.open("rb", buffering=0) as file:
+            file.seek(self.offset + start)
+            done = 0
+            while done < len(buffer):
+                count = file.readinto(buffer[done:])
+                if not count:
+                    raise ExportError(f"{self.file} ends in the middle of {self.name}", hint=DAMAGED)
+                done += count
+
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor to write: its bytes come from ``chunks`` when their turn comes."""
+    """One tensor to write: its bytes come from ``chunks`` when their turn comes, in pieces that are not changed afterwards."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterable[bytes]]
+    chunks: Callable[[], Iterable[bytes | memoryview]]
 
     @property
     def nbytes(self) -> int:
@@ -141,65 +149,3 @@ def read_model(folder: Path, stem: str = "model") -> dict[str, StoredTensor]:
             )
         raise ExportError(f"{folder} holds no .safetensors file", hint="is this a complete model folder?")
     return {name: tensor for file in files for name, tensor in read_header(file).items()}
-
-
-def plan_shards(tensors: Sequence[PlannedTensor], max_bytes: int) -> list[tuple[str, list[PlannedTensor]]]:
-    """File names and what goes in them, in order. A tensor larger than ``max_bytes`` has a file of its own."""
-    groups: list[list[PlannedTensor]] = []
-    used = 0
-    for tensor in tensors:
-        if not groups or (groups[-1] and used + tensor.nbytes > max_bytes):
-            groups.append([])
-            used = 0
-        groups[-1].append(tensor)
-        used += tensor.nbytes
-    if len(groups) == 1:
-        return [(SINGLE, groups[0])]
-    return [(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group) for i, group in enumerate(groups, 1)]
-
-
-def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_bytes: int, progress: Progress) -> dict[str, str]:
-    """Write ``tensors`` (and the index, if they fill several files); file name -> SHA-256. Peak memory is one chunk."""
-    sums: dict[str, str] = {}
-    weight_map: dict[str, str] = {}
-    for name, group in plan_shards(tensors, max_bytes):
-        sums[name] = _write_file(folder / name, group, progress)
-        weight_map |= {tensor.name: name for tensor in group}
-    if len(sums) > 1:
-        index = {
-            "metadata": {"total_size": sum(t.nbytes for t in tensors)},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return sums
-
-
-def _write_file(path: Path, tensors: Sequence[PlannedTensor], progress: Progress) -> str:
-    ordered = sorted(tensors, key=lambda t: -ITEM_BYTES[t.dtype])  # wide types first keeps every tensor aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in ordered:
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            file.write(part)
-            digest.update(part)
-        for tensor in ordered:
-            written = 0
-            for chunk in tensor.chunks():
-                file.write(chunk)
-                digest.update(chunk)
-                written += len(chunk)
-                progress.advance(len(chunk))
-            assert written == tensor.nbytes, f"{tensor.name}: {written} bytes written, {tensor.nbytes} planned"
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()

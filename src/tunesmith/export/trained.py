@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ExportError
-from tunesmith.export.changes import FLOATS, converted, loaded
+from tunesmith.export.changes import FLOATS, bytes_of, converted, loaded
 from tunesmith.export.model_config import model_class
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_model
 from tunesmith.models.trained import DESCRIPTION, STEM, Form, read_form
@@ -27,7 +27,7 @@ class Learned:
 
     dtype: str
     shape: tuple[int, ...]
-    rounded: Callable[[str], Iterable[bytes]]
+    rounded: Callable[[str], Iterable[bytes | memoryview]]
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ def _converted_group(group: list[StoredTensor], model: Any, at_hand: dict[str, t
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
-    def rounded(name: str, dtype: str) -> Iterator[bytes]:
+    def rounded(name: str, dtype: str) -> Iterator[memoryview]:
         if name not in at_hand:
             at_hand.clear()
             at_hand.update(revert_weight_conversion(model, {t.name: loaded(t) for t in group}))
         wanted = getattr(torch, FLOATS[dtype])
-        yield at_hand[name].to(wanted).contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield bytes_of(at_hand[name].to(wanted))
 
     forms = {t.name: torch.empty(t.shape, dtype=getattr(torch, FLOATS[t.dtype]), device="meta") for t in group}
     return {
@@ -141,7 +141,7 @@ def _converted_group(group: list[StoredTensor], model: Any, at_hand: dict[str, t
     }
 
 
-def _rounded(tensor: StoredTensor, dtype: str) -> Iterable[bytes]:
+def _rounded(tensor: StoredTensor, dtype: str) -> Iterable[bytes | memoryview]:
     return tensor.chunks() if dtype == tensor.dtype else converted(tensor, dtype)
 
 

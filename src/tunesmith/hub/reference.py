@@ -10,12 +10,14 @@
 ``ollama:NAME``                        a model in Ollama; names may hold colons
 ``URL#MODEL``                          a model behind an OpenAI-style server
 ``A+B``                                the model A with the adapter B
+``A+B*0.5+C``                          the model A with the adapters B and C together, each as often as its weight says (1)
 =====================================  =====================================================================
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,11 +52,23 @@ class Reference:
     point: str | None = None
     url: str | None = None
     adapter: Reference | None = None
+    """The (first) adapter on it; the next one is that one's ``adapter``."""
+    weight: float = 1.0
+    """Of an adapter: what its change is multiplied by."""
 
     @property
     def base(self) -> Reference:
-        """The same reference without its adapter."""
+        """The same reference without its adapters."""
         return replace(self, adapter=None)
+
+    @property
+    def adapters(self) -> tuple[tuple[Reference, float], ...]:
+        """The adapters on it, in order, and their weights."""
+        one, found = self.adapter, []
+        while one is not None:
+            found.append((replace(one, adapter=None, weight=1.0), one.weight))
+            one = one.adapter
+        return tuple(found)
 
     @property
     def path(self) -> Path:
@@ -74,6 +88,7 @@ class Reference:
             prefix = "" if self.kind == "hub" else f"{self.kind}:"
             text = prefix + self.name + (f"/{self.file}" if self.file else "")
             text += f"@{self.revision}" if self.revision else ""
+        text += "" if self.weight == 1 else f"*{self.weight!r}"
         return text if self.adapter is None else f"{text}+{self.adapter}"
 
 
@@ -105,12 +120,9 @@ def parse(text: str) -> Reference:
     complaint: UserError | None = None
     for left, right in _cuts(text):
         try:
-            adapter = _single(right)
-            if not _exists(left) and any(_both_valid(*cut) for cut in _cuts(left)):
-                raise AmbiguousReferenceError(
-                    f"{text!r} names more than one adapter.", "Merge the first one into its base, then add the other."
-                )
-            return _with_adapter(_single(left), adapter)
+            adapter = _weighed(right)
+            several = not _exists(left) and any(_both_valid(*cut) for cut in _cuts(left))
+            return _with_adapter(parse(left) if several else _single(left), adapter)
         except (AmbiguousReferenceError, _NoAdapterError):
             raise
         except UserError as error:
@@ -128,9 +140,25 @@ def _cuts(text: str) -> list[tuple[str, str]]:
 
 def _both_valid(left: str, right: str) -> bool:
     try:
-        return bool(_single(left) and _single(right))
+        return bool(_single(left) and _weighed(right))
     except UserError:
         return False
+
+
+def _weighed(text: str) -> Reference:
+    """An adapter, perhaps with ``*WEIGHT`` behind it."""
+    name, star, factor = text.rpartition("*")
+    if not star or _exists(text):
+        return _single(text)
+    try:
+        weight = float(factor)
+    except ValueError:
+        return _single(text)
+    if not math.isfinite(weight) or weight == 0:
+        raise _NoAdapterError(
+            f"{text}: the weight of an adapter is a number other than 0.", f"Write {name}*0.5, or {name} alone."
+        )
+    return replace(_single(name), weight=weight)
 
 
 class _NoAdapterError(UserError):
@@ -145,7 +173,7 @@ def _with_adapter(base: Reference, adapter: Reference) -> Reference:
         )
     if adapter.kind in ("ollama", "url", "demo"):
         raise _NoAdapterError(f"{adapter} is not an adapter.", "After the + stands a folder, a hub name or run:ID.")
-    return replace(base, adapter=adapter)
+    return replace(base, adapter=adapter if base.adapter is None else _with_adapter(base.adapter, adapter))
 
 
 def _single(text: str) -> Reference:

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import UserError
+from tunesmith.config.home import models_folder
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
+from tunesmith.hub.reference import Reference
 from tunesmith.models.adapters.chain import with_needed
 from tunesmith.models.adapters.config import AdapterConfig
 from tunesmith.verbs.run_config import METHODS
+
+
+def several_adapters(adapters: Sequence[tuple[Reference, float]], progress: Progress) -> Path:
+    """The folder of one LoRA adapter that is the weighted sum of ``adapters``; made once for the same contents and weights.
+
+    Raises UserError for adapters that do not add up.
+    """
+    from tunesmith.hub.store import make_once
+    from tunesmith.models.adapters import combine
+
+    folders = [(adapter_folder(str(one), "adapter", progress), weight) for one, weight in adapters]
+    place = models_folder() / "combined" / combine.key_of(folders)
+
+    def make(partial: Path) -> dict[str, str]:
+        combine.combine(folders, partial)
+        return {"adapters": " + ".join(f"{folder} * {weight!r}" for folder, weight in folders)}
+
+    return make_once(place, make, lambda folder: (folder / "adapter_config.json").is_file(), progress)
 
 
 def pin_adapters(method: Any, progress: Progress) -> Any:

@@ -1,17 +1,38 @@
-"""``tunesmith export``: a run or model -> merged safetensors or GGUF, checked against what it was made from."""
+"""``tunesmith export``: a run or model -> a target's file or folder, checked against what it was made from, and measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
+from tunesmith.config.base import Config
 from tunesmith.config.errors import UserError
-from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
+from tunesmith.evaluate.quality_report import QualityReport
 from tunesmith.verbs import quantized
-from tunesmith.verbs.gguf import gguf
-from tunesmith.verbs.merged import TARGETS, merged_folder, slug
+from tunesmith.verbs.gguf import GgufExport, gguf
+from tunesmith.verbs.levels import FULL, Maker, base_speed, bytes_of, chosen_levels, for_kl, for_size, make_levels
+from tunesmith.verbs.making import config_of, label_of, levels_of, make, named, place_of, plugin_of
 from tunesmith.verbs.proof import check_merge, check_parity, in_words
-from tunesmith.verbs.targets import target_of
+from tunesmith.verbs.quality import Quality, print_quality, quality_folder
+from tunesmith.verbs.quality_texts import ROWS
+from tunesmith.verbs.targets import Target, target_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the level is chosen, when it is not named, and what is measured. ``rows``: of the person's own data; ``keep``: which
+    files of ``levels`` stay (all, recommended)."""
+
+    levels: str | None = None
+    target_size: str | None = None
+    max_kl: float | None = None
+    keep: str = "all"
+    report: bool = True
+    rows: int = ROWS
 
 
 def export(
@@ -19,29 +40,140 @@ def export(
     to: str,
     progress: Progress,
     *,
+    settings: Sequence[str] = (),
     out: Path | None = None,
     level: str | None = None,
     base: str | None = None,
+    data: str | None = None,
+    choice: Choice = Choice(report=False),
 ) -> tuple[Path, list[str]]:
-    """Export ``text`` (a run or model) ``to`` a target. Returns where it lies and what was checked, in words.
+    """Export ``text`` (a run or model) ``to`` a target with its ``key=value`` settings. Returns where it lies and what was
+    checked, in words; the quality report is printed on stderr.
 
-    ``base``: the 16-bit original of a base that is stored quantized; the adapter is merged into it.
+    ``level``: short for ``level=…``. ``base``: the 16-bit original of a base that is stored quantized; the adapter is merged
+    into it. ``data``: a set to calibrate with and to measure on. Raises UserError; unknown targets and settings before anything
+    is downloaded.
     """
-    load_plugin(TARGETS, to)  # an unknown target is said before anything is downloaded
+    plugin = plugin_of(to)
+    _check(plugin, settings, level, choice)
+    several = chosen_levels(plugin, choice.levels) if choice.levels is not None else ()
+    limit = bytes_of(choice.target_size) if choice.target_size is not None else None
+    config = config_of(plugin, settings, several[0] if several else level)
     target = quantized.on_original(target_of(text, progress), base, progress)
-    if to == "hf":
-        if level is not None:
-            raise UserError("--level belongs to --to gguf; hf keeps the numbers of the base")
-        parent = target.run.artifacts if target.run is not None else Path.cwd()
-        place = out or parent / f"{slug(target)}-hf"
-        _, report = merged_folder(target, progress, place)
-        assert report is not None
-        if target.learned is not None:
-            check_merge(target, place, progress)
-        return place, [f"{k}: {v}" for k, v in report.checks.items()]
-    made = gguf(target, progress, level=level or "f16", out=out)
-    figures = check_parity(target, [made], progress)[0]
-    return made.file, [
-        f"{made.report.bytes / 1e6:.0f} MB, {in_words(figures)}",
-        f"Modelfile: {made.modelfile} ({made.template_reason})",
+    if several or limit is not None or choice.max_kl is not None:
+        maker = Maker(target, plugin, settings, progress, out, data)
+        if several:
+            return _several(maker, several, choice)
+        return _chosen(maker, limit, choice)
+    if levels_of(plugin):
+        one = gguf(target, progress, config=config, out=out, data=data)
+        return one.file, _proved(one, target, plugin, config, data, choice, progress)
+    made = make(target, plugin, config, progress, out=out, data=data)
+    lines = [*(f"{k}: {v}" for k, v in made.report.checks.items()), *made.report.notes]
+    if target.learned is not None and made.merged is not None:
+        check_merge(target, made.merged, progress)
+    if made.merged is not None and choice.report:
+        with Quality(
+            target, made.merged, quality_folder(target, made.place), progress, rows=choice.rows, data=data
+        ) as quality:
+            lines += _measured(
+                quality,
+                label_of(plugin, config),
+                made.place,
+                {**config.model_dump(mode="json"), "data": data},
+                progress,
+            )
+    return made.place, lines
+
+
+def _check(plugin: ModuleType, settings: Sequence[str], level: str | None, choice: Choice) -> None:
+    """Raises UserError for two answers to one question, and for questions that the target does not have."""
+    asked = {
+        "--level": level is not None,
+        "level=…": any(text.partition("=")[0].strip() == "level" for text in settings),
+        "--levels": choice.levels is not None,
+        "--target-size": choice.target_size is not None,
+        "--max-kl": choice.max_kl is not None,
+    }
+    given = [name for name, flag in asked.items() if flag]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} both choose the level", hint="give one of them")
+    if given and not levels_of(plugin) and given[0] != "level=…":
+        raise UserError(f"{given[0]} belongs to --to gguf; the target {named(plugin)} has no levels")
+    if choice.keep not in ("all", "recommended"):
+        raise UserError(f"--keep {choice.keep}: expected all or recommended")
+
+
+def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path, list[str]]:
+    """Every level made and measured in one table; the path is that of the recommended one, or of the finest."""
+    if maker.out is not None and maker.out.suffix == ".gguf":
+        raise UserError(f"--out {maker.out} is one file, but several levels are made", hint="name a folder")
+    check_merge(maker.target, maker.merged, maker.progress) if maker.target.learned is not None else None
+    folder = quality_folder(maker.target, maker.place(levels[0]))
+    with Quality(maker.target, maker.merged, folder, maker.progress, rows=choice.rows, data=maker.data) as quality:
+        if "f16" not in levels:
+            base_speed(maker, quality)
+        make_levels(maker, levels, quality, keep=choice.keep)
+        report = quality.report()
+        use = report.recommendation.use
+        if choice.keep == "recommended" and use is not None:
+            for level in list(maker.fresh):
+                if level != use:
+                    maker.remove(level)
+            if use in levels and not maker.place(use).exists():
+                maker.make(use)
+    print_quality(report)
+    place = next(
+        (p for p in map(maker.place, [one for one in (use, *levels) if one in levels and one]) if p.exists()), folder
+    )
+    return place, [report.recommendation.words, f"quality report: {folder / 'quality.md'}"]
+
+
+def _chosen(maker: Maker, limit: int | None, choice: Choice) -> tuple[Path, list[str]]:
+    """The level chosen for a size or for a bound of damage, proved and measured."""
+    target, data, progress = maker.target, maker.data, maker.progress
+    folder = quality_folder(target, maker.place("f16"))
+    with Quality(target, maker.merged, folder, progress, rows=choice.rows, data=data) as quality:
+        if limit is not None:
+            one = for_size(maker, limit)
+        else:
+            assert choice.max_kl is not None
+            one = for_kl(maker, quality, choice.max_kl)
+        config = maker.config(one.level)
+        lines = _proved(one, target, maker.plugin, config, data, choice, progress, quality)
+    return one.file, [f"chosen: {one.level}", *lines]
+
+
+def _proved(
+    one: GgufExport, target: Target, plugin: ModuleType, config: Config, data: str | None, choice: Choice,
+    progress: Progress, quality: Quality | None = None,
+) -> list[str]:  # fmt: skip
+    """One GGUF compared with the merged model, and measured when it is quantized (by ``quality``, if it is open already)."""
+    figures = check_parity(target, [one], progress)[0]
+    lines = [
+        f"{one.report.bytes / 1e6:.0f} MB, {in_words(figures)}",
+        f"Modelfile: {one.modelfile} ({one.template_reason})",
     ]
+    if choice.report and one.level not in FULL:
+        with ExitStack() as stack:
+            if quality is None:
+                folder = quality_folder(target, one.file)
+                opened = Quality(target, one.merged, folder, progress, rows=choice.rows, data=data)
+                quality = stack.enter_context(opened)
+            full = place_of(target, plugin, config_of(plugin, (), "f16"))
+            if full.is_file() and not quality.has_base_speed(".gguf"):
+                quality.base_speed(".gguf", full)
+            lines += _measured(quality, one.level, one.file, {**config.model_dump(mode="json"), "data": data}, progress)
+    return lines
+
+
+def _measured(quality: Quality, name: str, place: Path, key: dict[str, object], progress: Progress) -> list[str]:
+    """The quality report with one more export in it. An export is not lost because it cannot be measured: that is said."""
+    try:
+        quality.measure(name, place, key)
+        report: QualityReport = quality.report()
+    except UserError as error:
+        progress.say(f"warning: the quality report was not made: {error}")
+        return []
+    print_quality(report)
+    return [f"quality report: {quality.folder / 'quality.md'}"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.base import Config
+from tunesmith.config.errors import ExportError
 from tunesmith.config.files import write_atomic
-from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
 from tunesmith.export.modelfile import Modelfile
-from tunesmith.verbs.merged import TARGETS, merged_folder, slug
+from tunesmith.verbs.calibration import context_limit
+from tunesmith.verbs.making import config_of, make, plugin_of
 from tunesmith.verbs.targets import Target, renderer_of
 
 
@@ -30,35 +32,34 @@ class GgufExport:
     report: Report
 
 
-def gguf(target: Target, progress: Progress, *, level: str, out: Path | None = None, reuse: bool = False) -> GgufExport:
-    """The GGUF of a target with a Modelfile beside it. ``reuse``: take the run's own file when it is there already."""
-    plugin = load_plugin(TARGETS, "gguf")
-    try:
-        config = plugin.Config(level=level)
-    except ValueError:
-        raise UserError(
-            f"there is no GGUF level {level!r} here yet",
-            hint=f"there are: {', '.join(plugin.LEVELS)}",
-        ) from None
-    if out is None:
-        parent = target.run.artifacts if target.run is not None else Path.cwd()
-        step = f"-{target.learned.name}" if target.learned is not None else ""
-        out = parent / f"gguf-{level}{step}" / f"{slug(target)}-{level.upper()}.gguf"
-    elif out.is_file():
-        raise ExportError(f"{out} exists already", hint="choose another --out, or remove it first; nothing was changed")
-    elif out.suffix != ".gguf":
-        out = out / f"{slug(target)}-{level.upper()}.gguf"
-    merged, _ = merged_folder(target, progress)
-    if reuse and out.exists():
-        report = Report(out, out.stat().st_size)
-    else:
-        report = plugin.export(merged, out, config, progress)
-    content, reason = modelfile_for(target, merged, out)
-    place = out.parent / "Modelfile"
-    if place.exists() and not reuse and f"FROM ./{out.name}" not in place.read_text(encoding="utf-8"):
-        place = out.with_suffix(".Modelfile")
+def gguf(
+    target: Target,
+    progress: Progress,
+    *,
+    level: str = "f16",
+    config: Config | None = None,
+    out: Path | None = None,
+    data: str | None = None,
+    reuse: bool = False,
+    given: Mapping[str, Any] | None = None,
+) -> GgufExport:
+    """The GGUF of a target with a Modelfile beside it, of ``level`` or by a whole ``config`` of the target gguf.
+
+    ``reuse``: take the run's own file when it is there already. ``data``, ``given``: see ``verbs.making.make``.
+    """
+    plugin = plugin_of("gguf")
+    if config is None:
+        config = config_of(plugin, level=level)
+    made = make(target, plugin, config, progress, out=out, data=data, reuse=reuse, given=given)
+    assert made.merged is not None
+    content, reason = modelfile_for(target, made.merged, made.place)
+    place = made.place.parent / "Modelfile"
+    if place.exists() and not reuse and f"FROM ./{made.place.name}" not in place.read_text(encoding="utf-8"):
+        place = made.place.with_suffix(".Modelfile")
     write_atomic(place, content.render())
-    return GgufExport(level, out, place, merged, content, reason, report)
+    return GgufExport(
+        str(getattr(config, "level", level)), made.place, place, made.merged, content, reason, made.report
+    )
 
 
 def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelfile, str]:
@@ -81,7 +82,7 @@ def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelf
         stops.insert(0, turn[1])
     if stops:
         parameters["stop"] = stops
-    limit = _context_limit(merged)
+    limit = context_limit(merged)
     wanted = max(4096, target.config.data.max_length if target.config is not None else 0)
     parameters["num_ctx"] = min(wanted, limit) if limit else wanted
     parameters |= _sampling(merged)
@@ -101,12 +102,6 @@ def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelf
 def replace_folder(target: Target, folder: Path) -> Any:
     """The renderer of the exported folder itself: what is served is rendered from what was exported."""
     return renderer_of(target, exported=folder)
-
-
-def _context_limit(folder: Path) -> int:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    return int(config.get("max_position_embeddings") or 0)
 
 
 def _sampling(folder: Path) -> dict[str, Any]:

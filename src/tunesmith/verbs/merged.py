@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
-from tunesmith.verbs.targets import Target, renderer_of
+from tunesmith.verbs.provenance import provenance
+from tunesmith.verbs.targets import Target, open_weights, renderer_of
 
 TARGETS = "tunesmith.export.targets"
+QUESTION = "What is the capital of France?"
+ANSWER_TOKENS = 32
+SPACE = 1.2
+"""Times the size of its weights that a model takes while it is asked."""
 
 
 def slug(target: Target) -> str:
@@ -19,10 +27,25 @@ def slug(target: Target) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "model"
 
 
-def merged_folder(target: Target, progress: Progress, out: Path | None = None) -> tuple[Path, Report | None]:
-    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once)."""
+def place_for(target: Target, to: str) -> Path:
+    """Where an export of ``target`` goes when nothing else is said: with the run, and with the step in its name."""
+    parent = target.run.artifacts if target.run is not None else Path.cwd()
+    step = f"-{target.learned.name}" if target.learned is not None and target.learned.name.startswith("step-") else ""
+    name = slug(target)
+    return parent / f"{name}{'' if name.endswith(step) else step}-{to}"
+
+
+def merged_folder(
+    target: Target, progress: Progress, out: Path | None = None, **settings: Any
+) -> tuple[Path, Report | None]:
+    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once).
+
+    With ``out`` the new folder gets its name after it was compared with the model as trained and answered a question.
+    ``settings`` are those of the target ``hf``.
+    """
     if target.learned is None and out is None:
         return target.base.folder, None
+    asked_for = out is not None
     if out is None:
         assert target.learned is not None
         parent = target.run.artifacts if target.run is not None else Path.cwd()
@@ -35,6 +58,67 @@ def merged_folder(target: Target, progress: Progress, out: Path | None = None) -
     stops = stop_token_ids(renderer_of(target))
     base = target.base.folder if target.learned is not None else None
     report = hf.export(
-        target.learned or target.base.folder, out, hf.Config(), progress, base=base, stop_token_ids=stops
-    )
+        target.learned or target.base.folder, out, hf.Config(**settings), progress, base=base, stop_token_ids=stops,
+        told=provenance(target), prove=(lambda folder: prove(target, folder, progress)) if asked_for else None,
+    )  # fmt: skip
     return out, report
+
+
+def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
+    """The finished model in ``folder`` compared with ``target`` as it was trained, and asked. Returns figures for the report.
+
+    A model that does not fit into memory is not opened; the report says so. Raises ExportError when it answers otherwise.
+    """
+    from tunesmith.models.devices import best_device, memory
+    from tunesmith.verbs.proof import check_merge
+
+    size, free = sum(p.stat().st_size for p in folder.glob("*.safetensors")), memory(best_device()).free
+    if size * SPACE > free:
+        words = f"it needs {size * SPACE / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        progress.say(f"warning: the model was loaded without its weights only: {words}")
+        return {"answer": f"not asked: {words}"}
+    found: dict[str, Any] = {}
+    whole = size * 4 // _item_bytes(folder)  # the comparison computes in fp32, one model at a time
+    if target.learned is not None and whole * SPACE <= free:
+        check_merge(target, folder, progress)
+        found["compared"] = "with base and learned weights as trained"
+    elif target.learned is not None:
+        words = f"in fp32 it needs {whole * SPACE / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        progress.say(f"warning: not compared with the model as trained: {words}")
+        found["compared"] = f"not: {words}"
+    question, answer = ask(target, folder, progress)
+    return found | {"asked": question, "answer": answer}
+
+
+def ask(target: Target, folder: Path, progress: Progress) -> tuple[str, str]:
+    """A question and the answer of the model in ``folder``, token by token the most likely one, in its own numbers."""
+    from tunesmith.chat.base import Sampling
+    from tunesmith.chat.transformers_engine import TransformersEngine
+
+    question = _question(target)
+    progress.start("asking the exported model")
+    merged = Target(target.name, replace(target.base, folder=folder))
+    engine = TransformersEngine(open_weights(merged), renderer_of(target, exported=folder), target.name)
+    try:
+        pieces = engine.stream([{"role": "user", "content": question}], Sampling(max_tokens=ANSWER_TOKENS))
+        answer = " ".join("".join(pieces).split())
+    finally:
+        engine.close()
+    progress.finish(f"{question!r}: {answer!r}")
+    return question, answer
+
+
+def _question(target: Target) -> str:
+    """One that the run answered while it was trained, if it did; else one of our own."""
+    if target.run is not None:
+        try:
+            with (target.run.artifacts / "samples.jsonl").open(encoding="utf-8") as file:
+                return str(json.loads(file.readline())["prompt"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    return QUESTION
+
+
+def _item_bytes(folder: Path) -> int:
+    dtype = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype")
+    return {"float32": 4, "float64": 8}.get(str(dtype), 2)

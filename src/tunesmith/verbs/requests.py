@@ -50,6 +50,24 @@ class ExportRequest(Config):
     """What to make."""
     base: str | None = setting(None, zh="以量化形式存储的基座的 16 位原模型：适配器合并到它里面。")
     """16-bit original to merge into, for a base that is stored quantized."""
+    data: str | None = setting(None, zh="用来校准和测量的数据集，代替运行自己的数据。")
+    """A data set to calibrate with and to measure on, in place of the run's own."""
+    levels: str | None = setting(
+        None, zh="一次制作多个 GGUF 级别并列表比较：all（全部）、usual（常用），或用逗号分隔的级别名。"
+    )
+    """Several GGUF levels in one table: all, usual, or names between commas."""
+    keep: Literal["all", "recommended"] = setting(
+        "all", zh="levels 的文件保留哪些：all（全部）或 recommended（推荐的）。"
+    )
+    """Which files of levels stay: all, or the recommended one."""
+    target_size: str | None = setting(None, zh="选择能放进该大小的最精细的 GGUF 级别，例如 4GB、3.5GiB、700MB。")
+    """The finest GGUF level that fits: 4GB, 3.5GiB, 700MB."""
+    max_kl: float | None = setting(None, zh="选择在您的文本上平均 KL（nat）不超过该值的最小 GGUF 级别。", ge=0)
+    """The smallest GGUF level with at most this mean KL (nats) on your text."""
+    report: bool = setting(True, zh="测量量化后损失了多少，并说明该用哪个。")
+    """Measure what a quantized export lost, and say which to use."""
+    report_rows: int = setting(16, zh="测量多少行留出的数据（通用文本按比例）。", ge=1)
+    """So many held-out rows are measured, and general text in proportion."""
 
 
 class DeployRequest(Config):

@@ -214,7 +214,7 @@ def pin_rows(run: RunFolder, rows: Rows) -> None:
 
     Raises TrainingError when a run with checkpoints would go on with other rows than it began with.
     """
-    digest = hashlib.sha256(f"{rows.train.digest} {rows.eval.digest}".encode()).hexdigest()
+    digest = digest_of(rows)
     place = run.path / "rows.json"
     if run.checkpoint_steps() and place.is_file():
         before = json.loads(place.read_text(encoding="utf-8"))
@@ -228,6 +228,11 @@ def pin_rows(run: RunFolder, rows: Rows) -> None:
     probes = [getattr(item, "ids", np.zeros(0, np.int64)).tolist() for item in (rows.eval or rows.train)[:8]]
     pinned = {"sha256": digest, "of": "stores", "train": len(rows.train), "eval": len(rows.eval)}
     write_json(place, pinned | {"probes": probes})
+
+
+def digest_of(rows: Rows) -> str:
+    """The hash of all rows of a run, as its ``rows.json`` has it."""
+    return hashlib.sha256(f"{rows.train.digest} {rows.eval.digest}".encode()).hexdigest()
 
 
 def _digest_of_tuples(parts: Sequence[Selection]) -> str:

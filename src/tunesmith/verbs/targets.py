@@ -15,6 +15,7 @@ from tunesmith.hub.reference import Reference, parse
 from tunesmith.models.config import ModelConfig
 from tunesmith.models.local import LocalModel, localize
 from tunesmith.runs.folder import RunFolder, find_run, list_runs
+from tunesmith.verbs.adapters import several_adapters
 from tunesmith.verbs.run_config import TrainRun, config_of_run
 from tunesmith.verbs.weights import is_adapter, is_part, open_begun, open_learned
 
@@ -78,6 +79,9 @@ def target_of(text: str, progress: Progress) -> Target:
     if reference.kind in ("ollama", "url"):
         raise UserError(f"{text} is a server's model; here a run or a model's files are needed")
     if reference.kind != "run":
+        if len(reference.adapters) > 1 or any(weight != 1 for _, weight in reference.adapters):
+            base = localize(str(reference.base), progress)
+            return Target(text, base, several_adapters(reference.adapters, progress))
         if reference.adapter is not None:
             base, adapter = localize(str(reference.base), progress), reference.adapter
             if adapter.kind == "run":

@@ -1,25 +1,27 @@
 """``--to hf``: a complete model folder in safetensors, with what was learned (an adapter, or weights) in its base.
 
-The base is read and written tensor by tensor, so memory does not grow with the model.
+The base is read and written block by block, so memory does not grow with the model; an export that was interrupted goes on at
+the shard where it stood.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
-from tunesmith.config.errors import ExportError
+from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export import companions, trained
-from tunesmith.export.adapters import CONFIG, Adapter, combined, read_adapters
-from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
-from tunesmith.export.changes import FLOATS, converted, merged
+from tunesmith.export.adapters import CONFIG, WEIGHTS, Adapter, combined, read_adapters
+from tunesmith.export.base import Report, check_target, partial_of, resumable, set_aside, size_of
+from tunesmith.export.changes import FLOATS, converted, merged, same_values
 from tunesmith.export.facts import facts, hub_name
+from tunesmith.export.fingerprint import fingerprint
 from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import (
     changed_config,
@@ -30,8 +32,11 @@ from tunesmith.export.model_config import (
     tied_names,
 )
 from tunesmith.export.rows import with_rows
-from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
-from tunesmith.models.changes import Changes, apply_keys, read_changes
+from tunesmith.export.shards import JOURNAL, finished, write_shards
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model
+from tunesmith.models.changes import FILE, Changes, apply_keys, read_changes
+
+SOURCE = "learned"
 
 
 class Config(BaseConfig):
@@ -52,17 +57,23 @@ def export(
     base: Path | None = None,
     stop_token_ids: Sequence[int] = (),
     chat_template: str | None = None,
+    told: Sequence[str] = (),
+    prove: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Report:
     """Write ``source`` to the new folder ``out`` as a full model.
 
     ``source`` is a peft adapter (merged into ``base``, or into the folder its config names), weights learned in full (put into ``base``,
     in its number types), or a full model (without ``base``: copied and completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
-    (default: the adapter folder's own, else the base's). Raises ExportError; then ``out`` does not exist.
+    (default: the adapter folder's own, else the base's). ``told``: more lines for the model card. ``prove`` is asked about the finished folder
+    before it gets its name; what it finds is added to the report. When it raises, the folder is kept as ``out`` with ``.failed``.
+
+    Interrupted (killed, Ctrl-C, a full disk), the same call goes on after the shards that were finished. Raises ExportError; then
+    ``out`` does not exist.
     """
     adapters = read_adapters(source) if (source / CONFIG).exists() else []
     learned = trained.read_trained(source) if not adapters and (base or trained.is_part(source)) else None
     named = adapters[0].base if adapters else learned.form.base if learned and learned.form else None
-    folder = _base_folder(source, base, named, alone=not adapters and not learned)
+    folder = base_folder(source, base, named, alone=not adapters and not learned)
     changes = read_changes(source) if adapters or learned else Changes()
     stored = read_model(folder)
     adapter = combined(adapters, folder, stored) if adapters else None
@@ -77,8 +88,12 @@ def export(
         tensors, still_tied = trained.plan(stored, learned, tied_names(read), read), True
     else:
         tensors, still_tied = plan(stored, adapter, tied_names(read), changes.config.get("vocab_size"))
-    total = sum(tensor.nbytes for tensor in tensors)
-    check_target(out, total + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
+    total, shard = sum(tensor.nbytes for tensor in tensors), int(config.max_shard_size * 1e9)
+    inputs = fingerprint(
+        tensors, {t.file for t in stored.values()}, _learned_files(adapters, learned), {"shard": shard}
+    )
+    there = sum((partial_of(out) / name).stat().st_size for name in finished(partial_of(out), inputs))
+    check_target(out, total - there + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
     dtype: Counter[str] = Counter()
     for tensor in tensors:
         dtype[tensor.dtype] += tensor.nbytes
@@ -94,22 +109,23 @@ def export(
         or companions.find_template(folder)
     )
 
-    with whole_or_nothing(out) as work:
-        work.mkdir()
+    with resumable(out) as work:
         progress.start("copy" if source == folder else "merge", total, "B")
-        sums = write_shards(work, tensors, int(config.max_shard_size * 1e9), progress)
-        progress.finish()
+        shards = write_shards(work, tensors, shard, progress, inputs=inputs)
+        progress.finish(f"{len(shards.kept)} of {len(shards.sums)} files were there already" if shards.kept else "")
         _write_json(work / "config.json", settings)
         _write_json(work / "generation_config.json", generation_config(folder, stops))
         words = source if changes.tokens else folder
         companions.copy_tokenizer(words, work)
         companions.write_template(words, work, template)
         companions.copy_licences([folder, *([source] if source != folder else [])], work)
-        done = facts(adapter, learned, changes, len(tensors), settings.get("dtype"))
-        card = companions.model_card(folder, hub_name(named, raw), done)
+        done = [*told, *facts(adapter, learned, changes, len(tensors), settings.get("dtype"))]
+        card = companions.model_card(folder, hub_name(named, raw, folder), done)
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, read, words, template)
-        companions.write_checksums(work, sums)
+        checks |= _proved(prove, work, out) if prove is not None else {}
+        (work / JOURNAL).unlink()
+        companions.write_checksums(work, shards.sums)
     return Report(
         out,
         size_of(out),
@@ -118,10 +134,30 @@ def export(
             "merged": len(adapter.changes) if adapter else 0,
             **({"replaced": len(learned.tensors)} if learned else {}),
             **({"new_tokens": len(changes.tokens)} if changes.tokens else {}),
+            **({"resumed": len(shards.kept)} if shards.kept else {}),
             "stop_token_ids": stops,
             **checks,
         },
     )
+
+
+def _learned_files(adapters: Sequence[Adapter], learned: trained.Trained | None) -> Iterable[Path]:
+    """The files that hold what was learned and how it is put into the base."""
+    folders = [one.folder for one in adapters] or ([learned.folder] if learned else [])
+    names = (CONFIG, WEIGHTS, FILE, trained.DESCRIPTION)
+    found = {folder / name for folder in folders for name in names if (folder / name).is_file()}
+    return found | ({tensor.file for tensor in learned.tensors.values()} if learned else set())
+
+
+def _proved(prove: Callable[[Path], dict[str, Any]], work: Path, out: Path) -> dict[str, Any]:
+    try:
+        return prove(work)
+    except UserError as error:
+        place = set_aside(work, out)
+        raise ExportError(
+            f"{out} was not made: {error.message.replace(str(work), str(place))}",
+            hint=f"the folder that failed its proof is kept as {place}; do not use it, and remove it",
+        ) from error
 
 
 def plan(
@@ -175,7 +211,7 @@ def plan(
             hint="export the first adapter --to hf, train the second one on that folder, and export it from there",
         )
     for name, copy in adapter.carried.items() if adapter else ():
-        if name not in sources or not _same(copy, sources[name]):
+        if name not in sources or not same_values(copy, sources[name]):
             raise ExportError(
                 f"the adapter carries its own copy of {name}, which is not the base's",
                 hint="adapters with LoRA on embeddings that grew cannot be merged; or adapter and base do not belong together",
@@ -212,8 +248,11 @@ def _same(first: StoredTensor, second: StoredTensor) -> bool:
     return same_form and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
-def _base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:
-    """The folder of the base: ``base``, else the one that the learned weights name. ``alone``: ``source`` is a full model itself."""
+def base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:
+    """The folder of the base: ``base``, else the one that the learned weights name. ``alone``: ``source`` is a full model itself.
+
+    Raises ExportError.
+    """
     if not source.is_dir():
         raise ExportError(f"{source} is not a folder", hint="give an adapter folder or a model folder")
     if alone:

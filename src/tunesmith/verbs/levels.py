@@ -1,0 +1,250 @@
+"""Which level of a GGUF: several in one go, the finest that fits a size, or the smallest that stays within a bound of damage."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tunesmith.config.base import Config
+from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.progress import Progress
+from tunesmith.evaluate.quality_rules import size
+from tunesmith.verbs.calibration import calibration_rows
+from tunesmith.verbs.gguf import GgufExport, gguf
+from tunesmith.verbs.making import check_level, config_of, levels_of, named, place_of, tokens_wanted
+from tunesmith.verbs.merged import merged_folder
+from tunesmith.verbs.quality import Quality
+from tunesmith.verbs.targets import Target
+
+FULL = ("f32", "f16", "bf16")
+"""Not quantized: 16 or 32 bits for every weight."""
+SHORT = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
+"""``--levels usual``."""
+PASSED_OVER = ("f32", "bf16", "q5_1", "q5_0", "q4_1", "q4_0")
+"""Never chosen for a size or a bound: f16 stands for full numbers, and the older kinds lose more than newer ones of their size."""
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def chosen_levels(plugin: ModuleType, text: str) -> tuple[str, ...]:
+    """``all`` (every level below 16 bits, and f16), ``usual``, or names between commas; finest first. Raises UserError."""
+    levels = levels_of(plugin)
+    if not levels:
+        raise UserError(f"--levels belongs to --to gguf; the target {named(plugin)} has no levels")
+    word = text.strip().lower()
+    if word == "all":
+        return tuple(level for level in levels if level not in ("f32", "bf16"))
+    if word == "usual":
+        return tuple(level for level in levels if level in SHORT)
+    asked = [part.strip() for part in word.split(",") if part.strip()]
+    if not asked:
+        raise UserError(
+            "--levels names no level", hint="for example: --levels q8_0,q4_k_m, --levels usual or --levels all"
+        )
+    for level in asked:
+        check_level(level, levels)
+    return tuple(level for level in levels if level in asked)
+
+
+def bytes_of(text: str) -> int:
+    """``4GB`` (10^9 bytes), ``4GiB`` (2^30), ``700 MB`` … as bytes. Raises UserError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)\s*", text.upper())
+    if found is None or float(found[1]) <= 0:
+        raise UserError(
+            f"--target-size {text}: expected a size", hint="for example 4GB (10^9 bytes each), 3.5GiB or 700MB"
+        )
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+@dataclass
+class Maker:
+    """Makes levels of one model: merged once, calibrated once, the importance matrix of the first serves all."""
+
+    target: Target
+    plugin: ModuleType
+    settings: Sequence[str]
+    progress: Progress
+    out: Path | None = None
+    data: str | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+    matrix: str | None = None
+    fresh: dict[str, GgufExport] = field(default_factory=dict)
+    """What was made here, and was not there before."""
+
+    def __post_init__(self) -> None:
+        self.merged = merged_folder(self.target, self.progress)[0]
+
+    def config(self, level: str) -> Config:
+        return config_of(self.plugin, self.settings, level)
+
+    def place(self, level: str) -> Path:
+        return place_of(self.target, self.plugin, self.config(level), self.out)
+
+    def key(self, level: str) -> dict[str, Any]:
+        """The settings that decide a level's file."""
+        return {**self.config(level).model_dump(mode="json"), "data": self.data}
+
+    def estimate(self, level: str) -> int:
+        """Bytes of the file, before it is made. Raises ExportError."""
+        return int(self.plugin.estimate(self.merged, self.config(level)))
+
+    def make(self, level: str) -> GgufExport:
+        """The level's file; one that lies at its place is taken. Raises UserError."""
+        config, place = self.config(level), self.place(level)
+        if self.matrix is not None and getattr(config, "imatrix", None) == "auto":
+            config = config.model_copy(update={"imatrix": self.matrix})
+        there = place.is_file()
+        tokens = 0 if there else tokens_wanted(self.plugin, config)
+        if tokens and "calibration" not in self.given:
+            self.given["calibration"] = calibration_rows(
+                self.target, self.merged, tokens, 0, self.data, progress=self.progress
+            )
+        made = gguf(
+            self.target, self.progress, config=config, out=place, data=self.data, reuse=True, given=self.given
+        )  # fmt: skip
+        matrix = made.report.checks.get("imatrix")
+        if matrix and Path(str(matrix)).is_file():
+            self.matrix = str(matrix)
+        if there:
+            self.progress.say(f"{level}: {place} is there already")
+        else:
+            self.fresh[level] = made
+        return made
+
+    def remove(self, level: str) -> None:
+        """Take away a file that was made here."""
+        made = self.fresh.pop(level, None)
+        if made is None:
+            return
+        made.file.unlink(missing_ok=True)
+        made.modelfile.unlink(missing_ok=True)
+        if made.file.parent != self.out and not any(made.file.parent.iterdir()):
+            made.file.parent.rmdir()
+
+    def ladder(self) -> list[tuple[str, int]]:
+        """Levels to choose from with their estimated bytes, smallest first; those that this model cannot have fall out."""
+        found = []
+        for level in levels_of(self.plugin):
+            if level in PASSED_OVER:
+                continue
+            try:
+                found.append((level, self.estimate(level)))
+            except ExportError as error:
+                self.progress.say(f"{level} is passed over: {error.message}")
+        return sorted(found, key=lambda pair: pair[1])
+
+
+def make_levels(maker: Maker, levels: Sequence[str], quality: Quality, *, keep: str) -> None:
+    """Make and measure every level; one that fails is told and does not lose the others. What was measured before is not again.
+
+    Raises ExportError when the disk cannot hold the files, or when no level could be made.
+    """
+    _check_disk(maker, [level for level in levels if not maker.place(level).exists()], quality.folder)
+    for level in levels:
+        known = quality.known(level, maker.key(level))
+        if known is not None and (keep == "recommended" or maker.place(level).exists()):
+            maker.progress.say(f"{level} was measured before")
+            continue
+        try:
+            made = maker.make(level)
+            if level in ("f16", "bf16") and not quality.has_base_speed(".gguf"):
+                quality.base_speed(".gguf", made.file)
+            if known is None or known.bytes != made.report.bytes:
+                quality.measure(level, made.file, maker.key(level))
+        except (UserError, OSError) as error:
+            words = error.message if isinstance(error, UserError) else str(error)
+            quality.failed[level] = words.splitlines()[0]
+            maker.progress.say(f"warning: {level} could not be made: {words}")
+    if len(quality.failed) == len(levels):
+        raise ExportError(f"no level could be made; the first: {next(iter(quality.failed.values()))}")
+
+
+def _check_disk(maker: Maker, levels: Sequence[str], folder: Path) -> None:
+    needed = 0
+    for level in levels:
+        try:
+            needed += maker.estimate(level)
+        except ExportError:  # told when it is made
+            continue
+    at = next(p for p in [folder, *folder.parents] if p.exists())
+    free = shutil.disk_usage(at).free
+    if free < 1.02 * needed + 2**25:
+        raise ExportError(
+            f"{len(levels)} levels need about {size(needed)}, {at} has {size(free)} free",
+            hint="name fewer levels, free some space, or choose --out on another disk; nothing was written",
+        )
+
+
+def base_speed(maker: Maker, quality: Quality) -> None:
+    """The speed of a 16-bit GGUF in llama.cpp, what the speed of levels is compared with: from one that is there, else one made for it."""
+    if quality.has_base_speed(".gguf"):
+        return
+    for level in ("f16", "bf16"):
+        if maker.place(level).is_file():
+            quality.base_speed(".gguf", maker.place(level))
+            return
+    file = quality.folder / ".f16.gguf"
+    try:
+        maker.plugin.export(maker.merged, file, config_of(maker.plugin, (), "f16"), maker.progress)
+        quality.base_speed(".gguf", file)
+    except (UserError, OSError) as error:
+        maker.progress.say(f"the speed of 16 bit was not measured: {error}")
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def for_size(maker: Maker, limit: int) -> GgufExport:
+    """The finest level whose file has at most ``limit`` bytes. Raises UserError that names the smallest possible."""
+    ladder = maker.ladder()
+    fitting = [level for level, estimate in reversed(ladder) if estimate <= limit]
+    for level in fitting:
+        maker.progress.say(f"{level}: about {size(dict(ladder)[level])}, within {size(limit)}")
+        made = maker.make(level)
+        if made.report.bytes <= limit:
+            return made
+        maker.progress.say(f"{level} came out larger ({size(made.report.bytes)}); trying the next")
+        maker.remove(level)
+    smallest = f"{ladder[0][0]} with about {size(ladder[0][1])}" if ladder else "none"
+    raise UserError(
+        f"no level of this model fits into {size(limit)}", hint=f"the smallest is {smallest}; or take a smaller model"
+    )
+
+
+def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
+    """The smallest level whose mean KL on the first text is at most ``bound`` nats, by bisection over the levels by size.
+
+    The level below it in size was measured too, and is not within. Levels that were tried and not taken are removed. Raises
+    UserError that names the best that was reached.
+    """
+    ladder = [level for level, _ in maker.ladder()]
+    text = quality.texts[0].name
+    tried: dict[str, float] = {}
+    low, high = 0, len(ladder)  # everything before low is not within, high is within (or the end)
+    best: GgufExport | None = None
+    while low < high:
+        middle = (low + high) // 2
+        level = ladder[middle]
+        try:
+            made = maker.make(level)
+            tried[level] = quality.divergence(made.file, level).mean_kl
+            words = f"mean KL {tried[level]:.3g} on {text}"
+        except UserError as error:
+            tried[level], words = float("inf"), f"could not be made: {error.message}"
+        within = tried[level] <= bound
+        maker.progress.say(f"{level}: {words}, {'within' if within else 'not within'} {bound:g}")
+        if within:
+            if best is not None:
+                maker.remove(best.level)
+            best, high = made, middle
+        else:
+            maker.remove(level)
+            low = middle + 1
+    if best is None:
+        near = min(tried, key=lambda level: tried[level], default=None)
+        reached = f"the best is {near} with {tried[near]:.3g}" if near else "there is no level"
+        raise UserError(f"no level stays within a mean KL of {bound:g} on {text}", hint=f"{reached}; raise --max-kl")
+    return best

@@ -1,0 +1,153 @@
+"""Pushing over real HTTP: private, whole or not at all, resumed, named as the licence demands, and without a token in any word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hub_standin import Counting, files_of, write_model
+from push_standin import Hub, serving
+from tunesmith.config.errors import ServerError, UserError
+from tunesmith.hub.push import check_push, demanded_name, destination, push
+
+TOKEN = "hf_aSecretThatNobodySees"
+LLAMA = """LLAMA 3.2 COMMUNITY LICENSE AGREEMENT
+… you shall also include “Llama” at the beginning of any such AI
+model name."""
+
+
+class Counts(Counting):
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self.done += amount
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with serving(Hub()) as found:
+        for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
+            monkeypatch.setenv(name, found.url)
+        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+            monkeypatch.setenv(name, TOKEN)
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        yield found
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = write_model(tmp_path / "model", shards=3, elements=9000)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Model\n")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "hidden").write_text("not for others")
+    return folder
+
+
+def wanted(model: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files_of(model).items() if not name.startswith(".")}
+
+
+@pytest.mark.parametrize("to", ["me/small", "ms:me/small"])
+@pytest.mark.parametrize("public", [False, True])
+def test_everything_in_one_commit(hub: Hub, model: Path, to: str, public: bool) -> None:
+    progress = Counts()
+    address = push(model, to, progress, public=public)
+    assert address.startswith(hub.url) and address.endswith("me/small")
+    assert hub.repos["me/small"] == wanted(model)
+    assert hub.private["me/small"] is not public
+    assert hub.commits == ["Uploaded with Tunesmith"]
+    assert progress.done == progress.tasks[-1][1] == sum(map(len, wanted(model).values()))
+    assert f"Bearer {TOKEN}" in hub.tokens
+
+
+@pytest.mark.parametrize("to", ["me/small", "ms:me/small"])
+def test_interrupted_and_given_again(hub: Hub, model: Path, to: str) -> None:
+    """The second large file is refused: nothing shows there; the same command sends only what is missing."""
+    hub.refuse_after = 1
+    with pytest.raises(ServerError) as caught:
+        push(model, to, Counts())
+    assert "not sent again" in str(caught.value.hint) and TOKEN not in str(caught.value)
+    assert hub.repos["me/small"] == {} and hub.commits == [] and len(hub.puts) == 1
+    hub.refuse_after = None
+    push(model, to, Counts())
+    assert hub.repos["me/small"] == wanted(model)
+    assert len(hub.puts) == len(set(hub.puts)) == 3
+
+
+def test_weights_of_an_earlier_push_go_away(hub: Hub, model: Path, tmp_path: Path) -> None:
+    push(model, "me/small", Counts())
+    single = write_model(tmp_path / "single")
+    push(single, "me/small", Counts())
+    assert {name for name in hub.repos["me/small"] if name.endswith(".safetensors")} == {"model.safetensors"}
+    assert "model.safetensors.index.json" not in hub.repos["me/small"]
+
+
+@pytest.mark.parametrize("to", ["me/small", "ms:me/small"])
+def test_a_public_repository_is_named(hub: Hub, model: Path, to: str) -> None:
+    push(model, to, Counts(), public=True)
+    progress = Counts()
+    push(model, to, progress)
+    assert any("is public" in line for line in progress.lines)
+
+
+@pytest.mark.parametrize("to", ["me/small", "ms:me/small"])
+def test_refused_and_without_a_token(hub: Hub, model: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.forbidden = True
+    with pytest.raises(UserError, match="does not let this token") as caught:
+        push(model, to, Counts())
+    assert TOKEN not in str(caught.value)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("MODELSCOPE_API_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UserError, match="no token") as caught:
+        push(model, to, Counts())
+    assert "TOKEN" in str(caught.value.hint)
+
+
+def test_the_licence_demands_a_name(hub: Hub, model: Path) -> None:
+    (model / "LICENSE.txt").write_text(LLAMA)
+    with pytest.raises(UserError, match="begins with 'Llama'") as caught:
+        push(model, "me/small", Counts())
+    assert "hf:me/Llama-small" in str(caught.value.hint)
+    with pytest.raises(UserError, match="begins with 'Llama'"):
+        check_push("ms:me/small", model)
+    assert hub.repos == {}, "nothing was sent"
+    push(model, "me/Llama-small", Counts())
+    assert "me/Llama-small" in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("licence", "name"), [("llama3.1", "Llama"), ("llama3", "Llama 3"), ("apache-2.0", None), ("gemma", None)]
+)
+def test_the_card_alone_tells_the_licence(tmp_path: Path, licence: str, name: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    assert demanded_name(tmp_path) == name
+
+
+@pytest.mark.parametrize(
+    ("to", "words"), [("name", "org/name"), ("gh:me/x", "no hub"), ("me/a--b", "not a model's name")]
+)
+def test_wrong_destinations(to: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        destination(to)
+
+
+def test_what_is_not_pushed(hub: Hub, model: Path, tmp_path: Path) -> None:
+    (model / "old.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="pickled"):
+        push(model, "me/small", Counts())
+    with pytest.raises(UserError, match="no folder"):
+        push(tmp_path / "gone", "me/small", Counts())
+    assert hub.repos == {}
+
+
+def test_one_file_with_its_licence(hub: Hub, model: Path) -> None:
+    gguf = model / "small-Q8_0.gguf"
+    gguf.write_bytes(b"GGUF" + bytes(70_000))
+    push(gguf, "ms:me/small", Counts())
+    sent: dict[str, Any] = hub.repos["me/small"]
+    assert set(sent) == {"README.md", "LICENSE", "small-Q8_0.gguf"}
