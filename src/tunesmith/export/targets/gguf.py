@@ -187,7 +187,6 @@ def export(
                 making.convert(work, config.level, int(numbers * level.bits / 8))
             else:
                 _write(making, work, how, matrix, config, f16 if halves else None, staging)
-                check_types(work, how.types)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     figures = {**making.figures, "stop_token_ids": stops, "tokens_equal": True}
@@ -211,6 +210,7 @@ def _write(
             assert f16 is not None
             added = quantized_by_llama_cpp(f16, work, how, matrix, making.progress)
             making.check(work, added)
+        check_types(work, how.types)
     except BaseException:
         if f16 is not None:
             f16.unlink(missing_ok=True)
