@@ -50,6 +50,19 @@ def test_earlier_checkpoint_tells_its_own_figures(run: RunFolder, monkeypatch: p
     assert provenance(target_of(f"run:{run.id}@base", SILENT)) == []
 
 
+def test_adapter_alone(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter of a run on its base answers as the run; one that does not gets no name."""
+    target = target_of(str(run.path), SILENT)
+    report = merged.adapter_only(target, SILENT, tmp_path / "out")
+    assert report.checks["compared"].startswith("with base") and report.checks["loads"]
+    assert "method lora (rank 4)" in (report.out / "README.md").read_text(encoding="utf-8")
+    assert not (report.out / "optimizer.safetensors").exists() and not (report.out / "trainer.json").exists()
+    monkeypatch.setattr(proof, "MERGE_BOUND", -1.0)
+    with pytest.raises(ExportError, match="does not answer"):
+        merged.adapter_only(target, SILENT, tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
 def test_not_under_its_name_before_the_proof(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
 
