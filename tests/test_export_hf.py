@@ -30,7 +30,7 @@ def load(folder: Path, dtype: str = "float32") -> Any:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(torch.arange(40)[None] * 7 + 3).logits[0]
+        return model((torch.arange(40)[None] * 7 + 3) % model.config.vocab_size).logits[0]
 
 
 def assert_nothing_left(out: Path) -> None:
@@ -172,6 +172,26 @@ def test_config_of_transformers_4_gains_the_new_spelling(tied: Path, tmp_path: P
     assert found["rope_parameters"]["rope_theta"] == found["rope_theta"] == 7e4
     assert found["rope_parameters"]["factor"] == found["rope_scaling"]["factor"] == 2.0
     assert AutoConfig.from_pretrained(out).rope_parameters == AutoConfig.from_pretrained(old).rope_parameters
+
+
+def test_words_of_transformers_4(tmp_path: Path) -> None:
+    """What transformers 5 alone could read is said in older words too; it reads them as the same."""
+    from families import make_family
+
+    found = {}
+    for family in ("qwen3_moe", "gpt_neox"):
+        base = make_family(tmp_path / family, family)
+        out = hf.export(base, tmp_path / f"{family}-out", hf.Config()).out
+        found[family] = json.loads((out / "config.json").read_text())
+        tokenizer = json.loads((out / "tokenizer_config.json").read_text())
+        assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert tokenizer["additional_special_tokens"] == ["<|user|>", "<|assistant|>"]
+        assert "extra_special_tokens" not in tokenizer
+        new, old = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(base)
+        assert new.all_special_tokens == old.all_special_tokens
+        assert torch.equal(logits(load(out)), logits(load(base)))
+    assert found["qwen3_moe"]["num_experts"] == found["qwen3_moe"]["num_local_experts"] == 4
+    assert found["gpt_neox"]["rotary_pct"] == 0.5 and found["gpt_neox"]["rotary_emb_base"] == 10000.0
 
 
 def test_template_it_was_trained_with_wins(tied: Path, adapter: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from tunesmith.export.tensor_files import read_json
 
 # Where rope settings live in older configs besides rope_theta and rope_scaling: transformers 5 keeps them in rope_parameters.
 BESIDE_ROPE = ("partial_rotary_factor",)
+BEFORE_5 = {"gpt_neox": {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}}
+"""Model type -> what transformers 4 calls settings of its rope."""
 CODE_KEYS = ("auto_map", "custom_pipelines", "custom_generate")
 """Keys that name Python files in a model folder."""
 
@@ -83,6 +85,9 @@ def _both_ropes(part: dict[str, Any], rope: dict[str, Any]) -> None:
     for key in BESIDE_ROPE:
         if main.get(key) is not None:
             part[key] = main[key]
+    for key, older in BEFORE_5.get(str(part.get("model_type")), {}).items():
+        if main.get(key) is not None:
+            part[older] = main[key]
     kind = main.get("rope_type", "default")
     if kind == "default":
         part.pop("rope_scaling", None)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.errors import ExportError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
@@ -90,8 +91,55 @@ def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
     return found | {"asked": question, "answer": answer}
 
 
+def adapter_only(target: Target, progress: Progress, out: Path | None = None) -> Report:
+    """The adapter of ``target`` alone (``--to adapter``), compared with it before the folder gets its name. Raises ExportError."""
+    plugin = load_plugin(TARGETS, "adapter")
+    if target.learned is None:
+        raise ExportError(
+            f"{target.name} has no adapter: nothing was learned on it", hint="name a run, or base+adapter"
+        )
+    report: Report = plugin.export(
+        target.learned, out or place_for(target, "adapter"), plugin.Config(), progress, base=target.base.folder,
+        told=provenance(target), prove=lambda folder: prove_adapter(target, folder, progress),
+    )  # fmt: skip
+    return report
+
+
+def prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
+    """The adapter in ``folder`` on the untouched base against ``target`` as it was trained, both in fp32. Raises ExportError."""
+    from tunesmith.chat.transformers_engine import TransformersEngine
+    from tunesmith.evaluate.parity import Remembered, parity
+    from tunesmith.models.devices import best_device, memory
+    from tunesmith.verbs.proof import MERGE_BOUND, in_words, probe_tokens
+
+    size = (
+        sum(p.stat().st_size for p in target.base.folder.glob("*.safetensors")) * 4 // _item_bytes(target.base.folder)
+    )
+    free = memory(best_device()).free
+    if size * SPACE > free:
+        words = f"in fp32 the model needs {size * SPACE / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+        progress.say(f"warning: the adapter was not compared with the model as trained: {words}")
+        return {"compared": f"not: {words}"}
+    sequences = probe_tokens(target, target.base.folder, 8)
+    progress.start("comparing the exported adapter with the model as it was trained")
+    found = []
+    for which in (target, replace(target, learned=folder)):
+        engine = TransformersEngine(
+            open_weights(which, precision="fp32", as_trained=False), renderer_of(target), target.name
+        )
+        found.append(Remembered(engine))
+        for sequence in sequences:
+            found[-1].logprobs(sequence)
+        engine.close()
+    figures = parity(found[0], found[1], sequences)
+    if not figures.mean_kl <= MERGE_BOUND:
+        raise ExportError(f"the exported adapter does not answer as the trained model does: {in_words(figures)}")
+    progress.finish(in_words(figures))
+    return {"compared": f"with base and learned weights as trained: {in_words(figures)}"}
+
+
 def ask(target: Target, folder: Path, progress: Progress) -> tuple[str, str]:
-    """A question and the answer of the model in ``folder``, token by token the most likely one, in its own numbers."""
+    """A question and the answer of the model in ``folder``, token by token the most likely one."""
     from tunesmith.chat.base import Sampling
     from tunesmith.chat.transformers_engine import TransformersEngine
 
