@@ -13,9 +13,11 @@ from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.base import Report, check_target, whole_or_nothing
-from tunesmith.export.converter import convert
+from tunesmith.export.converter import convert, known_pre_tokenizer
 from tunesmith.export.gguf_check import check_file
-from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens, metadata, pre_tokenizer_name
+from tunesmith.export.gguf_settings import settings_for
+from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens, conversation, metadata, model_name
+from tunesmith.export.gguf_vocabulary import vocabulary
 from tunesmith.export.load_back import load_tokenizer
 from tunesmith.export.model_config import load_config, stop_tokens
 from tunesmith.export.staging import stage
@@ -57,10 +59,14 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
             "warning: llama.cpp knows no dynamic RoPE scaling; this GGUF reads only the model's original "
             f"{settings.get_text_config().max_position_embeddings} tokens (yarn or linear scaling is carried over)"
         )
+    plan, text = settings_for(settings), settings.get_text_config()
+    for warning in plan.warnings:
+        progress.say(f"warning: {warning}")
+    words = vocabulary(tokenizer, text.vocab_size, known_pre_tokenizer(tokenizer), conversation(tokenizer))
     expected = int(sum(math.prod(t.shape) for t in stored.values()) * BYTES_PER_WEIGHT[config.level])
     check_target(out, expected + 2**25)
     stops = stop_tokens(source)
-    wanted = metadata(tokenizer, stops)
+    wanted = plan.metadata | metadata(tokenizer, stops, getattr(text, "bos_token_id", None))
     staging = out.parent / f".{out.name}.staging"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -68,18 +74,19 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
             staged = stage(source, staging / "model", settings)
             job = {
                 "type": config.level,
-                "name": source.resolve().name,
+                "name": model_name(source.resolve().name, tokenizer),
                 "metadata": wanted,
-                "pre": pre_tokenizer_name(tokenizer),
+                "settings": plan.words,
+                "vocabulary": words.as_job(),
             }
             log = out.with_name(out.name + ".log")
             convert(staged, work, job, expected, log, progress)
-            missed = check_tokens(work, tokenizer, stops)
+            missed, rare = check_tokens(work, tokenizer, stops)
             if missed:  # llama.cpp finds most stop tokens by their text; the others need a key, and there are two
                 wanted |= dict(zip((EOT, EOM), missed))
                 work.unlink()
                 convert(staged, work, job | {"metadata": wanted}, expected, log, progress)
-                missed = check_tokens(work, tokenizer, stops)
+                missed, rare = check_tokens(work, tokenizer, stops)
             if missed:
                 raise ExportError(
                     f"llama.cpp would not stop at the tokens {missed}, which end this model's answers",
@@ -90,4 +97,10 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
                 os.fsync(file.fileno())
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Report(out, out.stat().st_size, {**figures, "stop_token_ids": stops, "tokens_equal": True})
+    if words.normalizer:
+        progress.say(f"note: the tokenizer puts text into Unicode form {words.normalizer}, llama.cpp leaves it as it is typed")
+    if rare:
+        progress.say(f"warning: llama.cpp splits some text in other tokens than the model was trained on: {', '.join(rare)}")
+    return Report(
+        out, out.stat().st_size, {**figures, "stop_token_ids": stops, "tokens_equal": True, "tokens_differ_in": rare, "warnings": plan.warnings}
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""A model's settings in the words llama.cpp's converter reads, and what llama.cpp itself cannot compute.
+
+The converter reads config.json by the names of the time when a family appeared; transformers 5 has renamed some. And llama.cpp has
+some settings of a family in its code instead of the file: a model that differs there would load, and answer differently. Such a model
+is refused here with the reason; where it differs only in long texts, the GGUF is declared as long as it is right.
+Facts: llama.cpp b10605, conversion/ and src/models/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunesmith.config.errors import ExportError
+from tunesmith.export.model_config import completed
+
+
+@dataclass
+class Settings:
+    """``words``: config.json for the converter. ``metadata``: keys to write whatever it finds, ``{arch}`` stands for the architecture.
+    ``warnings``: sentences for the person."""
+
+    words: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+PERIODS = {"gemma2": 2, "gemma3_text": 6, "gemma3n_text": 5, "cohere2": 4, "olmo3": 4, "gpt_oss": 2, "llama4_text": 4}
+"""Model types whose sliding windows llama.cpp has, and after how many layers one without a window comes unless the file says so."""
+LLAMA4_CHUNK = 8192
+# llama.cpp has these in its code: model type -> whether the chosen experts' weights are made to sum to 1.
+NORMED_EXPERTS = {"qwen3_moe": True, "qwen3_next": True, "qwen2_moe": False, "olmoe": False}
+
+
+def settings_for(config: Any) -> Settings:
+    """What the converter needs to know of ``config`` (transformers'). Raises ExportError where llama.cpp cannot compute the model."""
+    text = config.get_text_config()
+    found = Settings(completed(json.loads(config.to_json_string(use_diff=False)), config))
+    kind = str(text.model_type)
+    rename = RENAMED.get(kind)
+    if rename is not None:
+        _text_part(found.words).update(rename(text))
+    _rope(text, found)
+    _experts(kind, text)
+    for check in (_falcon, _no_rope_layers):
+        check(kind, text)
+    _windows(kind, text, found)
+    return found
+
+
+def _text_part(words: dict[str, Any]) -> dict[str, Any]:
+    return words["text_config"] if isinstance(words.get("text_config"), dict) else words
+
+
+def _gpt_neox(text: Any) -> dict[str, Any]:
+    rope = text.rope_parameters
+    return {"rotary_pct": rope.get("partial_rotary_factor", 1.0), "rotary_emb_base": rope["rope_theta"]}
+
+
+def _falcon_heads(text: Any) -> dict[str, Any]:
+    grouped, shared = text.new_decoder_architecture, text.multi_query
+    return {"num_kv_heads": text.num_kv_heads if grouped else 1 if shared else text.num_attention_heads}
+
+
+RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {"gpt_neox": _gpt_neox, "falcon": _falcon_heads}
+"""Model type -> the keys its converter reads and transformers 5 no longer writes."""
+
+
+def _rope(text: Any, found: Settings) -> None:
+    """Some of the converter's families leave the base out, and llama.cpp then takes 10000."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)
+    base = rope.get("rope_theta")
+    if base is not None and base != 10000 and rope.get("rope_type", "default") != "dynamic":
+        found.metadata["{arch}.rope.freq_base"] = float(base)
+
+
+def _experts(kind: str, text: Any) -> None:
+    wanted, here = NORMED_EXPERTS.get(kind), getattr(text, "norm_topk_prob", None)
+    if wanted is not None and here is not None and bool(here) != wanted:
+        raise _refused(
+            f"llama.cpp {'always' if wanted else 'never'} makes the weights of the chosen experts sum to 1 for {kind}, "
+            f"this model has norm_topk_prob = {str(here).lower()}"
+        )
+
+
+def _falcon(kind: str, text: Any) -> None:
+    if kind == "falcon" and text.alibi:
+        raise _refused("llama.cpp computes rotary positions for Falcon, this model has ALiBi")
+    if kind == "falcon" and not (text.parallel_attn or text.new_decoder_architecture):
+        raise _refused("llama.cpp computes attention and MLP of Falcon side by side, this model one after the other")
+
+
+def _no_rope_layers(kind: str, text: Any) -> None:
+    if kind not in ("smollm3", "llama4_text"):
+        return
+    every_fourth = [int((layer + 1) % 4 != 0) for layer in range(text.num_hidden_layers)]
+    if list(text.no_rope_layers) != every_fourth:
+        raise _refused(
+            f"llama.cpp leaves every fourth layer of {kind} without rotary positions, this model's no_rope_layers are "
+            f"{list(text.no_rope_layers)}"
+        )
+
+
+def _windows(kind: str, text: Any, found: Settings) -> None:
+    longest = text.max_position_embeddings if hasattr(text, "max_position_embeddings") else None
+    window = _window(text)
+    if longest is None or window is None or window >= longest:
+        return
+    if kind in PERIODS:
+        _period(kind, list(text.layer_types), found)
+        if kind != "llama4_text" or window == LLAMA4_CHUNK:
+            return
+        window = min(window, LLAMA4_CHUNK)
+    found.metadata["{arch}.context_length"] = int(window)
+    found.warnings.append(
+        f"llama.cpp does not compute this model's sliding window of {window} tokens; its answers are equal up to that length, so the "
+        f"GGUF is declared as reading {window} tokens and not {longest}"
+    )
+
+
+def _window(text: Any) -> int | None:
+    """Tokens that the model's windowed layers look back over (or the length of a chunk); None without such layers."""
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None and not any(k in ("sliding_attention", "chunked_attention") for k in kinds):
+        return None
+    if kinds is None and not getattr(text, "use_sliding_window", True):
+        return None
+    chunked = kinds is not None and "chunked_attention" in kinds
+    found = getattr(text, "attention_chunk_size" if chunked else "sliding_window", None)
+    return None if found is None else int(found)
+
+
+def _period(kind: str, layers: list[str], found: Settings) -> None:
+    full = [layer == "full_attention" for layer in layers]
+    period = full.index(True) + 1 if True in full else 0
+    regular = [bool(period) and (i + 1) % period == 0 for i in range(len(full))]
+    if full != regular:
+        raise _refused(
+            f"llama.cpp wants the layers without sliding window at regular distances, this model's are {[i for i, f in enumerate(full) if f]}"
+        )
+    if period != PERIODS[kind]:
+        found.metadata["{arch}.attention.sliding_window_pattern"] = period
+
+
+def _refused(why: str) -> ExportError:
+    return ExportError(
+        f"llama.cpp would compute something else than this model: {why}",
+        hint="no GGUF is written; --to hf and the other targets are not concerned",
+    )
