@@ -18,9 +18,10 @@ LIKE_LLAMA_CPP: dict[str, dict[str, Any]] = {
     "smollm3": FOUR_LAYERS,
     "cohere": {"tie_word_embeddings": True},
     "starcoder2": {"sliding_window": None},
+    "mamba": {"intermediate_size": 64},
     "qwen3_moe": {"norm_topk_prob": True},
     "llama4": {
-        **FOUR_LAYERS, "attention_chunk_size": 8192, "moe_layers": [1, 3], "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
+        **FOUR_LAYERS, "attention_chunk_size": 8192, "moe_layers": None, "interleave_moe_layer_step": 2, "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
     },
 }  # fmt: skip
 """What the families' published models have and llama.cpp takes for granted, where the tiny ones of ``families`` differ."""
@@ -30,7 +31,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("Qwen2MoeConfig", {**families.GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}),
     "cohere2": ("Cohere2Config", {**families.GROUPED, "sliding_window": families.WINDOW, "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": True}),
     "olmo3": ("Olmo3Config", {**families.GROUPED, "sliding_window": families.WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
-    "exaone4": ("Exaone4Config", {**families.GROUPED, "sliding_window": None}),
+    "exaone4": ("Exaone4Config", {**families.GROUPED, "sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "hunyuan": ("HunYuanDenseV1Config", families.WIDE_HEADS),
     "yarn": ("LlamaConfig", {**families.GROUPED, "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}}),
     "gpt2": ("GPT2Config", {"n_inner": 48}),
@@ -42,6 +43,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     **MORE,
 }
 TEXT = "In 2024, 12 quick foxes  jumped. 你好，世界！🙂\ndef f(x):\n    return x ** 2\n" * 4
+REFUSED = ("falcon-alibi",)
 
 
 def make(folder: Path, family: str, dtype: str = "float32", seed: int = 0, tokenizer: Any = None, loud: float = 4.0, **changes: Any) -> Path:
@@ -64,15 +66,15 @@ def make(folder: Path, family: str, dtype: str = "float32", seed: int = 0, token
     return folder
 
 
-def distance(folder: Path, file: Path) -> Any:
-    """``Parity`` of llama.cpp with transformers in float32, over ``TEXT`` (more tokens than any sliding window here)."""
+def distance(folder: Path, file: Path, tokens: int = 200) -> Any:
+    """``Parity`` of llama.cpp with transformers in float32, over the first ``tokens`` of ``TEXT`` (200: more than any sliding window here)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from tunesmith.chat.llamacpp import LlamaCppEngine
     from tunesmith.evaluate.parity import compare_distributions
 
-    ids = AutoTokenizer.from_pretrained(folder)(TEXT).input_ids[:200]
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT).input_ids[:tokens]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         wanted = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1).numpy()

@@ -3,7 +3,7 @@
 It is started by path and imports nothing of this package: the converter brings its own version of ``gguf``, and what it loads
 dies with it. JOB.json holds ``converter`` (folder of convert_hf_to_gguf.py), ``model`` (staged folder), ``out``, ``type``, ``name``,
 ``settings`` (config.json in the words the converter reads), ``vocabulary`` (what to write instead of what the converter finds; see
-gguf_vocabulary.py) and ``metadata`` (key -> string, flag, id or number, written whatever the converter found; ``{arch}`` in a key stands for
+gguf_vocabulary.py), ``predicts_ahead`` (whether there are layers for predicting several tokens) and ``metadata`` (key -> string, flag, id or number, written whatever the converter found; ``{arch}`` in a key stands for
 the architecture).
 """
 
@@ -34,6 +34,8 @@ def main(job: dict[str, Any]) -> None:
 
     def find_class_with_vocabulary(*args: Any, **keywords: Any) -> Any:
         found = find_class(*args, **keywords)
+        if not job["predicts_ahead"]:  # transformers does not save the layers that some models have for predicting several tokens
+            found.no_mtp = True
         found.set_vocab = lambda self: write_vocabulary(self, job["vocabulary"])
         return found
 

@@ -9,7 +9,8 @@ Facts: llama.cpp b10605, conversion/ and src/models/.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +43,20 @@ def settings_for(config: Any) -> Settings:
     rename = RENAMED.get(kind)
     if rename is not None:
         _text_part(found.words).update(rename(text))
+    _sizes(kind, text, found)
     _rope(text, found)
     _experts(kind, text)
-    for check in (_falcon, _no_rope_layers):
+    for check in (_falcon, _no_rope_layers, _gemma_scale, _llama4_experts, _mamba_width):
         check(kind, text)
     _windows(kind, text, found)
     return found
+
+
+def predicts_ahead(names: Collection[str], text: Any) -> bool:
+    """Whether tensors among ``names`` belong to layers behind the last one, for predicting several tokens (MTP)."""
+    layers = getattr(text, "num_hidden_layers", None)
+    behind = [int(n.group(1)) for n in (re.search(r"\.layers\.(\d+)\.", name) for name in names) if n]
+    return any(re.search(r"(^|\.)mtp\.", name) for name in names) or (layers is not None and max(behind, default=0) >= layers)
 
 
 def _text_part(words: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +73,35 @@ def _falcon_heads(text: Any) -> dict[str, Any]:
     return {"num_kv_heads": text.num_kv_heads if grouped else 1 if shared else text.num_attention_heads}
 
 
-RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {"gpt_neox": _gpt_neox, "falcon": _falcon_heads}
-"""Model type -> the keys its converter reads and transformers 5 no longer writes."""
+def _sigmoid(text: Any) -> dict[str, Any]:
+    return {"scoring_func": "sigmoid"}
+
+
+def _greedy(text: Any) -> dict[str, Any]:
+    if text.topk_method != "greedy" and (text.n_group or 1) > 1:
+        raise _refused("llama.cpp ranks groups of experts by their best two, DeepSeek V2 by the best one")
+    return {"n_group": None, "topk_group": None, "scoring_func": "softmax"}
+
+
+RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "gpt_neox": _gpt_neox,
+    "falcon": _falcon_heads,
+    "cohere2": lambda _: {"rotary_pct": 1.0},
+    "deepseek_v2": _greedy,
+    "deepseek_v3": _sigmoid,
+}
+"""Model type -> the keys its converter reads and transformers 5 does not write, as it has them in its code."""
+
+
+WIDTHS = {"phi": "intermediate_size", "falcon": "ffn_hidden_size"}
+"""Model type -> the width of its MLP, where the converter writes four times hidden_size instead."""
+
+
+def _sizes(kind: str, text: Any, found: Settings) -> None:
+    if kind in WIDTHS:
+        found.metadata["{arch}.feed_forward_length"] = int(getattr(text, WIDTHS[kind]))
+    if kind == "falcon":  # the converter writes 2048
+        found.metadata["{arch}.context_length"] = int(text.max_position_embeddings)
 
 
 def _rope(text: Any, found: Settings) -> None:
@@ -102,6 +138,29 @@ def _no_rope_layers(kind: str, text: Any) -> None:
             f"llama.cpp leaves every fourth layer of {kind} without rotary positions, this model's no_rope_layers are "
             f"{list(text.no_rope_layers)}"
         )
+
+
+def _gemma_scale(kind: str, text: Any) -> None:
+    """llama.cpp divides by the root of the head's width; in the 27B models (told by their layers) by that of hidden_size / heads."""
+    largest = {"gemma2": 46, "gemma3_text": 62}.get(kind)
+    if largest is None:
+        return
+    wide = text.hidden_size / text.num_attention_heads if text.num_hidden_layers == largest else text.head_dim
+    if text.query_pre_attn_scalar != wide:
+        raise _refused(f"llama.cpp scales attention for a query_pre_attn_scalar of {wide:g}, this model has {text.query_pre_attn_scalar:g}")
+
+
+def _llama4_experts(kind: str, text: Any) -> None:
+    if kind != "llama4_text":
+        return
+    step = text.interleave_moe_layer_step
+    if list(text.moe_layers) != list(range(step - 1, text.num_hidden_layers, step)):
+        raise _refused(f"llama.cpp wants every {step}th layer with experts (interleave_moe_layer_step), this model's are {list(text.moe_layers)}")
+
+
+def _mamba_width(kind: str, text: Any) -> None:
+    if kind in ("mamba", "falcon_mamba") and text.intermediate_size != 2 * text.hidden_size:
+        raise _refused(f"llama.cpp wants a Mamba twice as wide inside ({2 * text.hidden_size}), this model has {text.intermediate_size}")
 
 
 def _windows(kind: str, text: Any, found: Settings) -> None:

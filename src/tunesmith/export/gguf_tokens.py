@@ -46,15 +46,18 @@ RARE = {
 }
 """Where llama.cpp's splitting is known to be only near the original for some families: differences here are told, and no reason to refuse."""
 
-SAMPLE = 4000
-"""Tokens of the vocabulary that are read back one by one, evenly spread over it."""
-TOLERATED = 0.005
-"""Share of them that may differ: tokens no text leads to, and those that RARE stands for."""
+LEADING = "spaces at the start of a text"
+"""Tokenizers with Metaspace add a space in front unless there is one, llama.cpp adds one always."""
+SAMPLE, LINES = 2048, 16
+"""Tokens of the vocabulary that are read back, evenly spread over it, so many lines at a time (each call of llama.cpp compiles the
+expressions of some families anew, which takes 10 ms)."""
+TOLERATED = 0.1
+"""Share of these texts that may differ: tokens that RARE stands for."""
 
 
 @dataclass(frozen=True)
 class TokenDifference:
-    """``text`` is read by llama.cpp as ``ours``, by the tokenizer as ``theirs``. ``rare``: the key of ``RARE``, or ``vocabulary``."""
+    """``text`` is read by llama.cpp as ``ours``, by the tokenizer as ``theirs``. ``rare``: a key of ``RARE``, ``LEADING`` or ``vocabulary``."""
 
     text: str
     ours: list[int]
@@ -125,13 +128,20 @@ def _differences(read: Vocabulary, tokenizer: Any) -> Iterator[TokenDifference]:
     added = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items())]
     # A space goes before the first text only, in some tokenizers; llama.cpp can do so after every special token, or never.
     lead = added[0] if added and only_first_gets_a_space(raw) and conversation(tokenizer).startswith(tuple(added)) else ""
-    normal = backend.normalizer.normalize_str if (raw.get("normalizer") or {}).get("type") == "NFC" else str
-    probes: list[tuple[str, str | None]] = [(text, None) for text in PROBES]
+    composes = '"NFC"' in json.dumps(raw.get("normalizer"))
+    normal = backend.normalizer.normalize_str if composes else str
+    metaspace = bool((raw.get("pre_tokenizer") or {}).get("prepend_scheme", "never") != "never" and not lead)
+    probes: list[tuple[str, str | None]] = [
+        (text, LEADING if metaspace and text.startswith(" ") else None) for text in PROBES
+    ]
     if lead or not only_first_gets_a_space(raw):
-        probes += [(f"Hi{token}there {token} 12\n{token}\n", None) for token in added[:64]]
+        space = "" if metaspace else " "
+        marked = [f"Hi{token}there{space}{token}{space}12\n{token}\n" for token in added[:64]]
+        probes += [("".join(marked[i : i + LINES]), None) for i in range(0, len(marked), LINES)]
     probes.append((conversation(tokenizer), None))
     probes += [(text, name) for name, text in RARE.items()]
-    probes += [(text, "vocabulary") for text in _sample(raw["model"], set(added))]
+    words = list(_sample(raw["model"], set(added)))
+    probes += [("-\n" + "\n".join(words[i : i + LINES]), "vocabulary") for i in range(0, len(words), LINES)]
     texts = [normal(text if text.startswith(tuple(added)) else lead + text) for text, _ in probes]
     for text, (_, rare), theirs in zip(texts, probes, backend.encode_batch(texts, add_special_tokens=False)):
         ours = read.tokenize(text)
@@ -161,8 +171,8 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def check_tokens(path: Path, tokenizer: Any, stops: list[int]) -> tuple[list[int], list[str]]:
-    """Compare llama.cpp's reading of ``path`` with ``tokenizer``. Returns the stops that llama.cpp would not stop at, and the keys of
-    ``RARE`` where the two differ.
+    """Compare llama.cpp's reading of ``path`` with ``tokenizer``. Returns the stops that llama.cpp would not stop at, and the names of
+    rare texts (``RARE``, ``LEADING``) where the two differ.
 
     Raises ExportError when the two tokenize any probe, special token or rendered conversation differently.
     """
@@ -173,7 +183,7 @@ def check_tokens(path: Path, tokenizer: Any, stops: list[int]) -> tuple[list[int
             f"llama.cpp cannot read the GGUF that was written: {error.message}", hint=error.hint
         ) from error
     words = [d for d in found if d.rare == "vocabulary"]
-    hard = [d for d in found if d.rare is None] or (words if len(words) > TOLERATED * min(SAMPLE, len(tokenizer)) else [])
+    hard = [d for d in found if d.rare is None] or (words if len(words) > TOLERATED * min(SAMPLE, len(tokenizer)) / LINES else [])
     if hard:
         ours, theirs = hard[0].ours, hard[0].theirs
         at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
@@ -182,7 +192,7 @@ def check_tokens(path: Path, tokenizer: Any, stops: list[int]) -> tuple[list[int
             f"{ours[at : at + 4]} instead of {theirs[at : at + 4]})",
             hint="llama.cpp has no pre-tokenizer for this tokenizer, so the GGUF would answer differently; it was not kept",
         )
-    return missed, list(dict.fromkeys(d.rare for d in found if d.rare in RARE))
+    return missed, list(dict.fromkeys(d.rare for d in found if d.rare not in (None, "vocabulary")))
 
 
 def conversation(tokenizer: Any) -> str:

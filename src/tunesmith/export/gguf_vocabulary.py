@@ -52,7 +52,7 @@ class GgufVocabulary:
 def vocabulary(tokenizer: Any, rows: int, known: str | None = None, example: str = "") -> GgufVocabulary:
     """What ``tokenizer`` (of transformers) says, for a model with ``rows`` rows of embeddings.
 
-    ``known``: llama.cpp's name for its pre-tokenizer, where the converter's table has it. ``example``: a conversation as the model
+    ``known``: the converter's name for the pre-tokenizer of this very vocabulary, used where the chain has none. ``example``: a conversation as the model
     gets it; it decides for tokenizers that give a space to the first text only, which llama.cpp cannot. Raises ExportError for tokenizers that llama.cpp cannot copy.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -77,17 +77,17 @@ def vocabulary(tokenizer: Any, rows: int, known: str | None = None, example: str
 
 def _byte_level(raw: dict[str, Any], found: GgufVocabulary, known: str | None) -> GgufVocabulary:
     model, pre = raw["model"], raw.get("pre_tokenizer")
-    name = known or name_of(chain(pre), bool(model.get("ignore_merges")))
+    name = name_of(chain(pre), bool(model.get("ignore_merges"))) or known  # its own name is the one most versions know
     if name is None:
         raise ExportError(
             f"llama.cpp does not know this tokenizer's way of splitting text, so a GGUF would read other tokens: {described(pre)}",
             hint="use the tokenizer files of the base model, byte for byte; a splitting of your own cannot be served by llama.cpp",
         )
-    form = (raw.get("normalizer") or {}).get("type")
-    if form not in (None, "NFC"):
-        raise _refused(f"its tokenizer changes the text first (normalizer {form}), which llama.cpp does not")
+    forms = [step["type"] for step in _steps(raw.get("normalizer"))]
+    if forms not in ([], ["NFC"]):
+        raise _refused(f"its tokenizer changes the text first (normalizer {' > '.join(forms)}), which llama.cpp does not")
     merges = [" ".join(_pair(merge)) for merge in model["merges"]]
-    return replace(found, pre=name, merges=merges, normalizer=form)
+    return replace(found, pre=name, merges=merges, normalizer=forms[0] if forms else None)
 
 
 def _whole_text(raw: dict[str, Any], found: GgufVocabulary) -> GgufVocabulary:
@@ -110,7 +110,7 @@ def _whole_text(raw: dict[str, Any], found: GgufVocabulary) -> GgufVocabulary:
 def _space_first(raw: dict[str, Any]) -> bool:
     """Whether text is given a space in front. Raises ExportError for steps that llama.cpp has no counterpart for."""
     normalizer, pre = raw.get("normalizer"), raw.get("pre_tokenizer")
-    steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
+    steps = _steps(normalizer)
     kinds = [step["type"] for step in steps]
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     kind = (pre or {}).get("type")
@@ -151,6 +151,10 @@ def _tokens(backend: Any, raw: dict[str, Any], rows: int) -> tuple[list[str], li
         elif not (SPACE in text and text in learned):  # runs of ▁ are merges like others; as tokens of their own they'd cut words
             types[index] = USER_DEFINED
     return tokens, types
+
+
+def _steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    return [] if normalizer is None else list(normalizer.get("normalizers", [normalizer]))
 
 
 def _pair(merge: str | list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.base import Report, check_target, whole_or_nothing
 from tunesmith.export.converter import convert, known_pre_tokenizer
 from tunesmith.export.gguf_check import check_file
-from tunesmith.export.gguf_settings import settings_for
+from tunesmith.export.gguf_settings import predicts_ahead, settings_for
 from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens, conversation, metadata, model_name
 from tunesmith.export.gguf_vocabulary import vocabulary
 from tunesmith.export.load_back import load_tokenizer
@@ -77,6 +77,7 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
                 "name": model_name(source.resolve().name, tokenizer),
                 "metadata": wanted,
                 "settings": plan.words,
+                "predicts_ahead": predicts_ahead(stored, text),
                 "vocabulary": words.as_job(),
             }
             log = out.with_name(out.name + ".log")
