@@ -46,13 +46,27 @@ TEXT = "In 2024, 12 quick foxes  jumped. 你好，世界！🙂\ndef f(x):\n    
 REFUSED = ("falcon-alibi",)
 
 
-def make(folder: Path, family: str, dtype: str = "float32", seed: int = 0, tokenizer: Any = None, loud: float = 4.0, **changes: Any) -> Path:
+def make(
+    folder: Path,
+    family: str,
+    dtype: str = "float32",
+    seed: int = 0,
+    tokenizer: Any = None,
+    loud: float = 4.0,
+    **changes: Any,
+) -> Path:
     """A random model of ``family`` saved by transformers, with ``tokenizer`` (default: GPT-2's form) beside it."""
     import torch
     import transformers
 
     name, settings = FAMILIES[family]
-    own = {"vocab_size": tiny_tokenizers.SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 256}
+    own = {
+        "vocab_size": tiny_tokenizers.SIZE,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "max_position_embeddings": 256,
+    }
     config = getattr(transformers, name)(**families.SIZES | own | settings | changes)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

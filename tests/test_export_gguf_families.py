@@ -26,7 +26,11 @@ def config(family: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize(
     "family",
-    [f if f in OFTEN else pytest.param(f, marks=pytest.mark.slow) for f in gguf_families.FAMILIES if f not in gguf_families.REFUSED],
+    [
+        f if f in OFTEN else pytest.param(f, marks=pytest.mark.slow)
+        for f in gguf_families.FAMILIES
+        if f not in gguf_families.REFUSED
+    ],
 )
 def test_every_architecture_answers_as_its_source(tmp_path: Path, family: str) -> None:
     """Stored in bfloat16, exported to F32: nothing is rounded, so the distributions are those of transformers."""
@@ -90,7 +94,9 @@ def test_words_that_transformers_no_longer_writes() -> None:
     assert settings_for(config("falcon-alibi", alibi=False)).words["num_kv_heads"] == 4
     assert settings_for(config("deepseek_v3")).words["scoring_func"] == "sigmoid"
     assert settings_for(config("deepseek_v2")).words["n_group"] is None
-    assert settings_for(config("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})).metadata == {"{arch}.rope.freq_base": 5e5}
+    assert settings_for(config("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})).metadata == {
+        "{arch}.rope.freq_base": 5e5
+    }
 
 
 def test_layers_for_predicting_ahead_are_found_by_their_tensors() -> None:

@@ -70,12 +70,21 @@ def test_chain_and_name() -> None:
     steps = chain({"type": "Sequence", "pretokenizers": [split, last]})
     assert name_of(steps, True) == "llama-bpe" and name_of(steps, False) == "dbrx"
     assert chain({"type": "ByteLevel", "add_prefix_space": True}) is None
-    assert chain({"type": "Sequence", "pretokenizers": [split | {"behavior": "MergedWithNext", "invert": False}]}) is None
-    assert name_of(chain({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": False}, last]}), False) is None
+    assert (
+        chain({"type": "Sequence", "pretokenizers": [split | {"behavior": "MergedWithNext", "invert": False}]}) is None
+    )
+    assert (
+        name_of(
+            chain({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": False}, last]}), False
+        )
+        is None
+    )
 
 
 def test_unknown_splitting_is_shown_and_not_guessed() -> None:
-    made = byte_level(pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("[aeiou]"), "isolated"), pre_tokenizers.ByteLevel()]))
+    made = byte_level(
+        pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("[aeiou]"), "isolated"), pre_tokenizers.ByteLevel()])
+    )
     with pytest.raises(ExportError, match=r"way of splitting text.*Split\('\[aeiou\]', behavior=Isolated"):
         vocabulary(loaded(made), 1000)
 
@@ -122,7 +131,11 @@ def test_whole_text(tmp_path: Path, how: dict[str, Any], template: str | None, s
 def test_scores_keep_the_order_of_sentencepiece() -> None:
     found = vocabulary(text_tokenizer(), 1000)
     scores = dict(zip(found.tokens, found.scores))
-    pieces = [(piece, score) for piece, score in tiny_tokenizers.sentencepiece_pieces(800, ("<unk>", "<s>", "</s>")) if scores[piece] > -1e9]
+    pieces = [
+        (piece, score)
+        for piece, score in tiny_tokenizers.sentencepiece_pieces(800, ("<unk>", "<s>", "</s>"))
+        if scores[piece] > -1e9
+    ]
     ours = [piece for piece, _ in sorted(pieces, key=lambda pair: -scores[pair[0]]) if not piece.startswith("<0x")]
     theirs = [piece for piece, _ in sorted(pieces, key=lambda pair: -pair[1]) if not piece.startswith("<0x")]
     assert ours == theirs and len(ours) > 100
@@ -153,7 +166,10 @@ def test_types() -> None:
 def test_ids_in_the_file(tmp_path: Path) -> None:
     write_vocabulary(tmp_path / "x.gguf", text_tokenizer(prepend=True))
     fields = GGUFReader(tmp_path / "x.gguf").fields
-    read = {key: fields[f"tokenizer.ggml.{key}"].contents() for key in ("bos_token_id", "eos_token_id", "unknown_token_id", "add_space_prefix")}
+    read = {
+        key: fields[f"tokenizer.ggml.{key}"].contents()
+        for key in ("bos_token_id", "eos_token_id", "unknown_token_id", "add_space_prefix")
+    }
     assert read == {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": True}
 
 

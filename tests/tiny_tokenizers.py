@@ -25,7 +25,12 @@ def texts() -> list[str]:
 
 
 def byte_level(
-    pre_tokenizer: Any = None, *, normalizer: Any = None, ignore_merges: bool = False, size: int = SIZE, special: Sequence[str] = SPECIAL
+    pre_tokenizer: Any = None,
+    *,
+    normalizer: Any = None,
+    ignore_merges: bool = False,
+    size: int = SIZE,
+    special: Sequence[str] = SPECIAL,
 ) -> Any:
     """A byte-level BPE with ``pre_tokenizer`` (default: GPT-2's), its special tokens first: ids 0, 1, 2 …"""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -104,7 +109,9 @@ def whole_text(
         if split:
             tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False, rstrip=strip and t in ("</s>", "<|user|>")) for t in special])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False, rstrip=strip and t in ("</s>", "<|user|>")) for t in special]
+    )
     return tokenizer
 
 

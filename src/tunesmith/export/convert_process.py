@@ -28,13 +28,17 @@ def main(job: dict[str, Any]) -> None:
         for key, value in job["metadata"].items():
             key = key.format(arch=self.arch)
             self.remove_key(key)
-            add = {bool: self.add_bool, int: self.add_uint32, float: self.add_float32, str: self.add_string}[type(value)]
+            add = {bool: self.add_bool, int: self.add_uint32, float: self.add_float32, str: self.add_string}[
+                type(value)
+            ]
             add(key, value)
         write_header(self, path)
 
     def find_class_with_vocabulary(*args: Any, **keywords: Any) -> Any:
         found = find_class(*args, **keywords)
-        if not job["predicts_ahead"]:  # transformers does not save the layers that some models have for predicting several tokens
+        if not job[
+            "predicts_ahead"
+        ]:  # transformers does not save the layers that some models have for predicting several tokens
             found.no_mtp = True
         found.set_vocab = lambda self: write_vocabulary(self, job["vocabulary"])
         return found

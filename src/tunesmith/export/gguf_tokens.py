@@ -127,7 +127,9 @@ def _differences(read: Vocabulary, tokenizer: Any) -> Iterator[TokenDifference]:
     raw = json.loads(backend.to_str())
     added = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items())]
     # A space goes before the first text only, in some tokenizers; llama.cpp can do so after every special token, or never.
-    lead = added[0] if added and only_first_gets_a_space(raw) and conversation(tokenizer).startswith(tuple(added)) else ""
+    lead = (
+        added[0] if added and only_first_gets_a_space(raw) and conversation(tokenizer).startswith(tuple(added)) else ""
+    )
     composes = '"NFC"' in json.dumps(raw.get("normalizer"))
     normal = backend.normalizer.normalize_str if composes else str
     metaspace = bool((raw.get("pre_tokenizer") or {}).get("prepend_scheme", "never") != "never" and not lead)
@@ -183,7 +185,9 @@ def check_tokens(path: Path, tokenizer: Any, stops: list[int]) -> tuple[list[int
             f"llama.cpp cannot read the GGUF that was written: {error.message}", hint=error.hint
         ) from error
     words = [d for d in found if d.rare == "vocabulary"]
-    hard = [d for d in found if d.rare is None] or (words if len(words) > TOLERATED * min(SAMPLE, len(tokenizer)) / LINES else [])
+    hard = [d for d in found if d.rare is None] or (
+        words if len(words) > TOLERATED * min(SAMPLE, len(tokenizer)) / LINES else []
+    )
     if hard:
         ours, theirs = hard[0].ours, hard[0].theirs
         at = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))

@@ -85,7 +85,9 @@ def _byte_level(raw: dict[str, Any], found: GgufVocabulary, known: str | None) -
         )
     forms = [step["type"] for step in _steps(raw.get("normalizer"))]
     if forms not in ([], ["NFC"]):
-        raise _refused(f"its tokenizer changes the text first (normalizer {' > '.join(forms)}), which llama.cpp does not")
+        raise _refused(
+            f"its tokenizer changes the text first (normalizer {' > '.join(forms)}), which llama.cpp does not"
+        )
     merges = [" ".join(_pair(merge)) for merge in model["merges"]]
     return replace(found, pre=name, merges=merges, normalizer=forms[0] if forms else None)
 
@@ -109,15 +111,15 @@ def _whole_text(raw: dict[str, Any], found: GgufVocabulary) -> GgufVocabulary:
 
 def _space_first(raw: dict[str, Any]) -> bool:
     """Whether text is given a space in front. Raises ExportError for steps that llama.cpp has no counterpart for."""
-    normalizer, pre = raw.get("normalizer"), raw.get("pre_tokenizer")
-    steps = _steps(normalizer)
+    pre: dict[str, Any] = raw.get("pre_tokenizer") or {}
+    steps = _steps(raw.get("normalizer"))
     kinds = [step["type"] for step in steps]
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    kind = (pre or {}).get("type")
-    if kinds == ["Prepend", "Replace"] and steps[0]["prepend"] == SPACE and steps[1] == spaces and pre is None:
+    kind = pre.get("type")
+    if kinds == ["Prepend", "Replace"] and steps[0]["prepend"] == SPACE and steps[1] == spaces and not pre:
         return True
     never_cuts = kind == "Split" and spaces in steps and " " in pre["pattern"].values()
-    if steps == [spaces] and (pre is None or never_cuts):
+    if steps == [spaces] and (not pre or never_cuts):
         return False
     if not steps and kind == "Metaspace" and not pre.get("split", True) and pre["replacement"] == SPACE:
         return bool(pre["prepend_scheme"] != "never")
@@ -148,7 +150,9 @@ def _tokens(backend: Any, raw: dict[str, Any], rows: int) -> tuple[list[str], li
         text = token["content"]
         if token["special"] or _LOOKS_SPECIAL.fullmatch(text):
             types[index] = CONTROL
-        elif not (SPACE in text and text in learned):  # runs of ▁ are merges like others; as tokens of their own they'd cut words
+        elif not (
+            SPACE in text and text in learned
+        ):  # runs of ▁ are merges like others; as tokens of their own they'd cut words
             types[index] = USER_DEFINED
     return tokens, types
 
@@ -163,5 +167,6 @@ def _pair(merge: str | list[str]) -> list[str]:
 
 def _refused(why: str) -> ExportError:
     return ExportError(
-        f"this model cannot become a GGUF: {why}", hint="use the base model's own tokenizer files; --to hf needs none of this"
+        f"this model cannot become a GGUF: {why}",
+        hint="use the base model's own tokenizer files; --to hf needs none of this",
     )

@@ -99,9 +99,13 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     if words.normalizer:
-        progress.say(f"note: the tokenizer puts text into Unicode form {words.normalizer}, llama.cpp leaves it as it is typed")
+        progress.say(
+            f"note: the tokenizer puts text into Unicode form {words.normalizer}, llama.cpp leaves it as it is typed"
+        )
     if rare:
-        progress.say(f"warning: llama.cpp splits some text in other tokens than the model was trained on: {', '.join(rare)}")
+        progress.say(
+            f"warning: llama.cpp splits some text in other tokens than the model was trained on: {', '.join(rare)}"
+        )
     return Report(
         out, out.stat().st_size, {**figures, "stop_token_ids": stops, "tokens_equal": True, "tokens_differ_in": rare, "warnings": plan.warnings}
     )  # fmt: skip
