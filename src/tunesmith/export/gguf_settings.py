@@ -95,6 +95,7 @@ def _greedy(text: Any) -> dict[str, Any]:
 
 
 RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "gpt2": lambda text: {"n_ctx": text.n_positions},
     "gpt_neox": _gpt_neox,
     "falcon": _falcon_heads,
     "cohere2": lambda _: {"rotary_pct": 1.0},
