@@ -13,11 +13,10 @@ from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.base import Report, check_target, whole_or_nothing
-from tunesmith.export.converter import convert, known_pre_tokenizer
+from tunesmith.export.converter import convert
 from tunesmith.export.gguf_check import check_file
-from tunesmith.export.gguf_settings import predicts_ahead, settings_for
-from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens, conversation, metadata, model_name
-from tunesmith.export.gguf_vocabulary import vocabulary
+from tunesmith.export.gguf_job import prepare
+from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens
 from tunesmith.export.load_back import load_tokenizer
 from tunesmith.export.model_config import load_config, stop_tokens
 from tunesmith.export.staging import stage
@@ -59,27 +58,19 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
             "warning: llama.cpp knows no dynamic RoPE scaling; this GGUF reads only the model's original "
             f"{settings.get_text_config().max_position_embeddings} tokens (yarn or linear scaling is carried over)"
         )
-    plan, text = settings_for(settings), settings.get_text_config()
-    for warning in plan.warnings:
-        progress.say(f"warning: {warning}")
-    words = vocabulary(tokenizer, text.vocab_size, known_pre_tokenizer(tokenizer), conversation(tokenizer))
+    stops = stop_tokens(source)
+    prepared = prepare(source.resolve().name, stored, settings, tokenizer, stops)
+    for line in prepared.warnings:
+        progress.say(line)
+    wanted = dict(prepared.metadata)
     expected = int(sum(math.prod(t.shape) for t in stored.values()) * BYTES_PER_WEIGHT[config.level])
     check_target(out, expected + 2**25)
-    stops = stop_tokens(source)
-    wanted = plan.metadata | metadata(tokenizer, stops, getattr(text, "bos_token_id", None))
     staging = out.parent / f".{out.name}.staging"
     shutil.rmtree(staging, ignore_errors=True)
     try:
         with whole_or_nothing(out) as work:
             staged = stage(source, staging / "model", settings)
-            job = {
-                "type": config.level,
-                "name": model_name(source.resolve().name, tokenizer),
-                "metadata": wanted,
-                "settings": plan.words,
-                "predicts_ahead": predicts_ahead(stored, text),
-                "vocabulary": words.as_job(),
-            }
+            job = prepared.job | {"type": config.level, "metadata": wanted}
             log = out.with_name(out.name + ".log")
             convert(staged, work, job, expected, log, progress)
             missed, rare = check_tokens(work, tokenizer, stops)
@@ -98,14 +89,7 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
                 os.fsync(file.fileno())
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    if words.normalizer:
-        progress.say(
-            f"note: the tokenizer puts text into Unicode form {words.normalizer}, llama.cpp leaves it as it is typed"
-        )
-    if rare:
-        progress.say(
-            f"warning: llama.cpp splits some text in other tokens than the model was trained on: {', '.join(rare)}"
-        )
-    return Report(
-        out, out.stat().st_size, {**figures, "stop_token_ids": stops, "tokens_equal": True, "tokens_differ_in": rare, "warnings": plan.warnings}
-    )  # fmt: skip
+    for line in prepared.told(rare):
+        progress.say(line)
+    checks = {"stop_token_ids": stops, "tokens_equal": True, "tokens_differ_in": rare, "warnings": prepared.warnings}
+    return Report(out, out.stat().st_size, {**figures, **checks})
