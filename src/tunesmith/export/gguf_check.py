@@ -14,6 +14,8 @@ from tunesmith.export.tensor_files import StoredTensor
 
 # Buffers that old checkpoints store and every program computes again.
 COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
+# GPT-2 stores its linear layers with inputs first.
+TURNED = re.compile(r"\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 # Tensors a GGUF carries for llama.cpp's rotary embedding, which safetensors keep as numbers in config.json.
 ROPE = re.compile(r"^rope_(freqs|factors_(long|short))\.weight$")
 
@@ -50,7 +52,7 @@ def _check_shapes(names: Any, tensors: dict[str, tuple[int, ...]], stored: dict[
             unknown += 1
         elif place not in tensors:
             lost.append(name)  # or cut in two, as MLA's kv_b_proj is: then the total is right
-        elif [n for n in tensors[place] if n != 1] != [n for n in tensor.shape if n != 1]:
+        elif _plain(tensors[place]) != _plain(tensor.shape[::-1] if TURNED.search(name) else tensor.shape):
             raise ExportError(
                 f"the GGUF holds {place} as {list(tensors[place])}, the source {name} as {list(tensor.shape)}"
             )
@@ -61,6 +63,10 @@ def _check_shapes(names: Any, tensors: dict[str, tuple[int, ...]], stored: dict[
     if here != there:
         raise ExportError(f"the GGUF holds {here:,} numbers, the source {there:,}")
     return unknown + len(lost)
+
+
+def _plain(shape: tuple[int, ...]) -> list[int]:
+    return [n for n in shape if n != 1]
 
 
 def _name_map(metadata: dict[str, Any]) -> Any:

@@ -106,12 +106,12 @@ RENAMED: dict[str, Callable[[Any], dict[str, Any]]] = {
 """Model type -> the keys its converter reads and transformers 5 does not write, as it has them in its code."""
 
 
-WIDTHS = {"phi": "intermediate_size", "falcon": "ffn_hidden_size"}
+WIDTHS = {"phi": "intermediate_size", "falcon": "ffn_hidden_size", "gpt2": "n_inner"}
 """Model type -> the width of its MLP, where the converter writes four times hidden_size instead."""
 
 
 def _sizes(kind: str, text: Any, found: Settings) -> None:
-    if kind in WIDTHS:
+    if kind in WIDTHS and getattr(text, WIDTHS[kind]) is not None:
         found.metadata["{arch}.feed_forward_length"] = int(getattr(text, WIDTHS[kind]))
     if kind == "falcon":  # the converter writes 2048
         found.metadata["{arch}.context_length"] = int(text.max_position_embeddings)
