@@ -63,7 +63,7 @@ OFTEN = ("llama", "gemma3")
 @pytest.mark.parametrize("family", [f if f in OFTEN else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
 def test_every_family_answers_as_its_source(smol: Path, tmp_path: Path, family: str) -> None:
     """Random models with real entropy; another seed's distributions are far away, so a mixed-up tensor would be seen."""
-    base = make_model(smol, tmp_path / f"random-{family.replace('phi3', 'three')}", family)
+    base = make_model(smol, tmp_path / f"random-{family}", family)
     report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f16"))
     found = distance(base, report.out)
     assert found.mean_kl < 1e-4 and found.top1_agreement > 0.97, found
@@ -204,33 +204,34 @@ def test_metadata_says_what_the_tokenizer_does(tiny: Path, tmp_path: Path) -> No
         )
 
 
-def test_unknown_tokenizer_is_one_message_and_a_log(tiny: Path, tmp_path: Path) -> None:
+def test_unknown_tokenizer_is_one_message(tiny: Path, tmp_path: Path) -> None:
+    """Known before the converter is started: nothing is written, not even its log."""
     model = shutil.copytree(tiny, tmp_path / "model")
     path = model / "tokenizer.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     split = {"type": "Split", "pattern": {"Regex": "[aeiou]"}, "behavior": "Isolated", "invert": False}
     raw["pre_tokenizer"]["pretokenizers"].insert(0, split)
     path.write_text(json.dumps(raw), encoding="utf-8")
-    with pytest.raises(ExportError, match="does not recognise this model's tokenizer") as caught:
+    with pytest.raises(ExportError, match=r"does not know this tokenizer's way of splitting text.*aeiou"):
         gguf.export(model, tmp_path / "out.gguf", gguf.Config())
-    log = tmp_path / "out.gguf.log"
-    assert str(log) in str(caught.value) and "Traceback" in log.read_text()
-    assert_nothing_left(tmp_path / "out.gguf", log=True)
+    assert_nothing_left(tmp_path / "out.gguf")
 
 
 def test_unknown_architecture(tiny: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny, tmp_path / "model")
     edit_json(model / "config.json", architectures=["FancyForCausalLM"])
-    with pytest.raises(ExportError, match="does not know the architecture FancyForCausalLM"):
+    with pytest.raises(ExportError, match="does not know the architecture FancyForCausalLM") as caught:
         gguf.export(model, tmp_path / "out.gguf", gguf.Config())
+    log = tmp_path / "out.gguf.log"
+    assert str(log) in str(caught.value) and "FancyForCausalLM" in log.read_text()
     assert_nothing_left(tmp_path / "out.gguf", log=True)
 
 
 def test_other_tokens_are_noticed(smol: Path, smol_f16: Path, tmp_path: Path) -> None:
     """The tokenizer as a GGUF import leaves it, without the splitting of digits: the file's tokens for numbers differ."""
     tokenizer = AutoTokenizer.from_pretrained(smol)
-    assert check_tokens(smol_f16, tokenizer, [2]) == []
-    assert check_tokens(smol_f16, tokenizer, [2, 10]) == [10]
+    assert check_tokens(smol_f16, tokenizer, [2]) == ([], [])
+    assert check_tokens(smol_f16, tokenizer, [2, 10]) == ([10], [])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(smol / name, tmp_path / name)
     raw = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))

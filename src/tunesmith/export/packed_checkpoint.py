@@ -19,7 +19,8 @@ from tunesmith.export.base import whole_or_nothing
 from tunesmith.export.facts import hub_name
 from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens
-from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, write_shards
+from tunesmith.export.shards import JOURNAL, write_shards
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model
 from tunesmith.export.trained import is_part
 
 SHARD_BYTES = 5 * 10**9
@@ -73,7 +74,8 @@ def write_checkpoint(
     with whole_or_nothing(out) as work, full_disk_in_words(out):
         work.mkdir()
         progress.start("write", sum(tensor.nbytes for tensor in tensors), "B")
-        sums = write_shards(work, tensors, SHARD_BYTES, progress)
+        written = write_shards(work, tensors, SHARD_BYTES, progress)
+        (work / JOURNAL).unlink()
         progress.finish()
         write_json(work / "config.json", settings)
         write_json(work / "generation_config.json", generation_config(source, stops))
@@ -84,7 +86,7 @@ def write_checkpoint(
         card = companions.model_card(source, hub_name(None, raw), [*facts, "made with Tunesmith"])
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, read, source, template)
-        companions.write_checksums(work, sums)
+        companions.write_checksums(work, written.sums)
     return {"tensors": len(tensors), "stop_token_ids": stops, **checks}
 
 

@@ -32,16 +32,7 @@ def stage(source: Path, folder: Path, config: Any) -> Path:
             target.write_text(json.dumps(without_code(read_json(path)), ensure_ascii=False), encoding="utf-8")
     settings = completed(read_json(source / "config.json"), config)
     (folder / "config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-    _mend_phi3(folder, settings)
     return folder
-
-
-def _mend_phi3(folder: Path, settings: dict[str, Any]) -> None:
-    """The converter asks Phi-3 models for tokenizer.model unless the class is GPT2Tokenizer (as in Phi-4, which has none either)."""
-    if settings.get("model_type") == "phi3" and not (folder / "tokenizer.model").exists():
-        path = folder / "tokenizer_config.json"
-        raw = read_json(path) if path.exists() else {}
-        path.write_text(json.dumps(raw | {"tokenizer_class": "GPT2Tokenizer"}, ensure_ascii=False), encoding="utf-8")
 
 
 def _is_licence(path: Path) -> bool:

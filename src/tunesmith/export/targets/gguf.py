@@ -24,8 +24,9 @@ from tunesmith.export import gguf_levels
 from tunesmith.export.base import Report, check_target, whole_or_nothing
 from tunesmith.export.converter import convert
 from tunesmith.export.gguf_check import check_file, check_types
+from tunesmith.export.gguf_job import Prepared, prepare
 from tunesmith.export.gguf_plan import Plan, check_importance, plan
-from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens, metadata, pre_tokenizer_name
+from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens
 from tunesmith.export.imatrix import Matrix, for_export
 from tunesmith.export.llama_quantize import quantized_by_llama_cpp, rounding_job
 from tunesmith.export.load_back import load_tokenizer
@@ -94,7 +95,7 @@ def estimate(source: Path, config: Config) -> int:
 class _Making:
     """One export: what is the same for every file it writes. ``staged``: the copy of the source that the converter reads."""
 
-    source: Path
+    prepared: Prepared
     staged: Path
     stored: dict[str, Any]
     tokenizer: Any
@@ -103,23 +104,19 @@ class _Making:
     log: Path
     progress: Progress
     figures: dict[str, Any] = field(default_factory=dict)
+    rare: list[str] = field(default_factory=list)
 
     def convert(self, work: Path, kind: str, expected: int, further: dict[str, Any] | None = None) -> None:
         """Write ``work`` and check its tokens. ``kind``: the converter's type. ``further``: keys of the job and of the metadata."""
-        job: dict[str, Any] = {
-            "type": kind,
-            "name": self.source.resolve().name,
-            "pre": pre_tokenizer_name(self.tokenizer),
-        }
-        job |= further or {}
+        job = self.prepared.job | {"type": kind} | (further or {})
         added = job.pop("added", {})
         convert(self.staged, work, job | {"metadata": self.wanted | added}, expected, self.log, self.progress)
-        missed = check_tokens(work, self.tokenizer, self.stops)
+        missed, self.rare = check_tokens(work, self.tokenizer, self.stops)
         if missed:  # llama.cpp finds most stop tokens by their text; the others need a key, and there are two
             self.wanted |= dict(zip((EOT, EOM), missed))
             work.unlink()
             convert(self.staged, work, job | {"metadata": self.wanted | added}, expected, self.log, self.progress)
-            missed = check_tokens(work, self.tokenizer, self.stops)
+            missed, self.rare = check_tokens(work, self.tokenizer, self.stops)
         if missed:
             raise ExportError(
                 f"llama.cpp would not stop at the tokens {missed}, which end this model's answers",
@@ -160,6 +157,10 @@ def export(
             "warning: llama.cpp knows no dynamic RoPE scaling; this GGUF reads only the model's original "
             f"{settings.get_text_config().max_position_embeddings} tokens (yarn or linear scaling is carried over)"
         )
+    stops = stop_tokens(source)
+    prepared = prepare(source.resolve().name, stored, settings, tokenizer, stops)
+    for line in prepared.warnings:
+        progress.say(line)
     level = gguf_levels.LEVELS[config.level]
     numbers = sum(math.prod(t.shape) for t in stored.values())
     halves = 2 * numbers if not level.direct and (config.keep_f16 or config.quantizer != "ggml") else 0
@@ -176,20 +177,27 @@ def export(
         how = plan(source, config.level, importance=matrix is not None, log=log)
         check_importance(how, matrix.covered if matrix else None)
         check_target(out, how.bytes + halves + 2**22)
-    stops = stop_tokens(source)
     staging = out.parent / f".{out.name}.staging"
     shutil.rmtree(staging, ignore_errors=True)
     try:
         with whole_or_nothing(out) as work:
             staged = stage(source, staging / "model", settings)
-            making = _Making(source, staged, stored, tokenizer, stops, metadata(tokenizer, stops), log, progress)
+            making = _Making(prepared, staged, stored, tokenizer, stops, dict(prepared.metadata), log, progress)
             if how is None:
                 making.convert(work, config.level, int(numbers * level.bits / 8))
             else:
                 _write(making, work, how, matrix, config, f16 if halves else None, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    figures = {**making.figures, "stop_token_ids": stops, "tokens_equal": True}
+    for line in prepared.told(making.rare):
+        progress.say(line)
+    figures = {
+        **making.figures,
+        "stop_token_ids": stops,
+        "tokens_equal": True,
+        "tokens_differ_in": making.rare,
+        "warnings": prepared.warnings,
+    }
     if how is not None:
         figures["imatrix"] = str(matrix.file) if matrix else "none"
     return Report(out, out.stat().st_size, figures)

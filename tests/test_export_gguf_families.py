@@ -1,0 +1,105 @@
+"""Every architecture becomes a GGUF that answers as its source, or is refused with the reason why llama.cpp cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+import families
+import gguf_families
+from tunesmith.config.errors import ExportError
+from tunesmith.export.gguf_file import read_gguf
+from tunesmith.export.gguf_settings import predicts_ahead, settings_for
+from tunesmith.export.targets import gguf
+
+OFTEN = ("falcon",)
+"""The others take a process with torch and llama.cpp's converter each, and run with the slow tests."""
+
+
+def config(family: str, **changes: Any) -> Any:
+    name, settings = families.FAMILIES[family] if family in families.FAMILIES else gguf_families.MORE[family]
+    return getattr(transformers, name)(**families.SIZES | settings | changes)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        f if f in OFTEN else pytest.param(f, marks=pytest.mark.slow)
+        for f in gguf_families.FAMILIES
+        if f not in gguf_families.REFUSED
+    ],
+)
+def test_every_architecture_answers_as_its_source(tmp_path: Path, family: str) -> None:
+    """Stored in bfloat16, exported to F32: nothing is rounded, so the distributions are those of transformers."""
+    base = gguf_families.make(tmp_path / "model", family, dtype="bfloat16")
+    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f32"))
+    found = gguf_families.distance(base, report.out)
+    assert found.mean_kl < 1e-5 and found.top1_agreement > 0.97, found
+    assert report.checks["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("falcon-alibi", {}, "this model has ALiBi"),
+        ("falcon", {"parallel_attn": False}, "one after the other"),
+        ("smollm3", {}, r"every fourth layer .* no_rope_layers are \[1, 0\]"),
+        ("llama4", {}, "no_rope_layers"),
+        ("qwen3_moe", {}, "always makes the weights of the chosen experts sum to 1"),
+        ("qwen2_moe", {"norm_topk_prob": True}, "never makes"),
+        ("gemma3", {}, "query_pre_attn_scalar"),
+        ("gemma2", {"query_pre_attn_scalar": 16, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] + ["sliding_attention"] * 2}, "regular distances"),
+        ("mamba", {}, "twice as wide"),
+        ("deepseek_v2", {"topk_method": "group_limited_greedy"}, "by their best two"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_computes_otherwise_is_refused(family: str, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ExportError, match=f"llama.cpp would compute something else than this model: .*{reason}"):
+        settings_for(config(family, **changes))
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3", "starcoder2"])
+def test_windows_that_llama_cpp_does_not_have_bound_the_context(family: str) -> None:
+    found = settings_for(config(family))
+    assert found.metadata["{arch}.context_length"] == families.WINDOW
+    assert "declared as reading 8 tokens and not 128" in found.warnings[0]
+    assert settings_for(config(family, sliding_window=None)).warnings == []
+    assert settings_for(config(family, sliding_window=128)).warnings == []
+
+
+@pytest.mark.slow
+def test_a_bounded_model_answers_as_its_source_within_its_window(tmp_path: Path) -> None:
+    base = gguf_families.make(tmp_path / "model", "mistral", sliding_window=64)
+    said: list[str] = []
+
+    class Heard:
+        def start(self, task: str, total: float | None = None, unit: str = "") -> None: ...
+        def advance(self, amount: float = 1) -> None: ...
+        def finish(self, note: str = "") -> None: ...
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f32"), Heard())
+    assert read_gguf(report.out).metadata["llama.context_length"] == 64 and "sliding window of 64" in said[0]
+    assert gguf_families.distance(base, report.out, 64).mean_kl < 1e-5
+    assert gguf_families.distance(base, report.out, 200).mean_kl > 1e-4  # what the bound keeps from being served
+
+
+def test_words_that_transformers_no_longer_writes() -> None:
+    assert settings_for(config("gpt_neox")).words["rotary_pct"] == 0.5
+    assert settings_for(config("falcon")).words["num_kv_heads"] == 1
+    assert settings_for(config("falcon-alibi", alibi=False)).words["num_kv_heads"] == 4
+    assert settings_for(config("deepseek_v3")).words["scoring_func"] == "sigmoid"
+    assert settings_for(config("deepseek_v2")).words["n_group"] is None
+    assert settings_for(config("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5})).metadata == {
+        "{arch}.rope.freq_base": 5e5
+    }
+
+
+def test_layers_for_predicting_ahead_are_found_by_their_tensors() -> None:
+    text = config("llama")
+    assert not predicts_ahead(["model.layers.1.mlp.up_proj.weight"], text)
+    assert predicts_ahead(["model.layers.2.mlp.up_proj.weight"], text) and predicts_ahead(["mtp.fc.weight"], text)
