@@ -1,22 +1,26 @@
-"""The Ollama template is chosen by comparing text, and the interpreter that compares agrees with real Go and real Ollama."""
+"""The Ollama template is chosen by comparing text with the model's own; for unknown ones it is read off the model's own.
+
+The interpreter: tests/test_go_text.py. Templates that models are published with: tests/test_go_published.py.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tunesmith.export import go_template, go_text
-from tunesmith.export.go_template import PROBES, Render, choose, families, render_as_ollama, values
+from go_runner import go_job, run_go
+from tunesmith.export.go_template import (
+    PROBES,
+    Render,
+    choose,
+    render_as_ollama,
+)
 
-RECORDED = Path(__file__).parent / "recorded" / "ollama"
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
@@ -105,28 +109,68 @@ def test_a_system_prompt_with_every_kind_of_sign_is_filled_in() -> None:
 
 def test_bos_that_the_server_adds_itself_is_not_expected_in_the_template() -> None:
     text = "{{ bos_token }}" + SMOLLM2
-    assert choose(jinja(text), bos="<s>").template is not None
-    assert choose(jinja(text)).template is None
+    added = choose(jinja(text), bos="<s>").template
+    assert added is not None and added.family == "chatml" and "<s>" not in added.text
+    written = choose(jinja(text)).template
+    assert written is not None and render_as_ollama(written.text, [{"role": "user", "content": "Hi"}]).startswith(
+        "<s><|im"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (
-            "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}### assistant:",
-            "begins '### user: Hi",
+            "{% for m in messages %}{{ loop.index }} {{ m.role }}: {{ m.content }}\n{% endfor %}assistant:",
+            "begins '1 user: Hi",
         ),
-        (SMOLLM2.replace("<|im_end|>' + '\n'}}", "<|im_end|>' + '\n\n'}}"), "begins"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "which begins 'HiHi'"),
         (SMOLLM2.replace("message['content'] +", "message['content'] | upper +"), "chatml, differs for “user”"),
         (SMOLLM2.replace("message['content'] +", "message['content'].replace('\\n\\n', '\\n') +"), "“code”"),
-        (SMOLLM2.replace("!= 'system'", "!= 'systemx'"), "chatml, differs for “system”"),
+        (SMOLLM2.replace("{{'<|im_start|>'", "{{ '!' if message.content == 'ok' }}{{'<|im_start|>'"), "“code”"),
         ("{{ raise_exception('no') }}", "cannot render a single question"),
     ],
 )
 def test_no_family_gives_a_reason(text: str, words: str) -> None:
     choice = choose(jinja(text))
-    assert choice.template is None
+    assert choice.template is None and choice.capabilities == ()
     assert words in choice.reason
+
+
+TALK = [
+    {"role": "user", "content": "Hé {{ .X }}"},
+    {"role": "assistant", "content": "你好\n"},
+    {"role": "user", "content": ""},
+]
+PLAIN = (
+    "{% for m in messages %}{% if m.role == 'system' %}Rules “{{ m.content }}” {{ '{{' }}\n{% else %}"
+    "## {{ m.role }}\n{{ m.content }}{{ eos_token if m.role == 'assistant' }}\n{% endif %}{% endfor %}## assistant\n"
+)
+
+
+def test_an_unknown_regular_template_is_read_off_the_model_s_own() -> None:
+    choice = choose(jinja(PLAIN), bos="<s>")
+    found = choice.template
+    assert found is not None and found.family == "derived" and "read off" in choice.reason
+    assert found.capabilities == choice.capabilities == ("completion",) and found.stop == ("</s>",)
+    talk = [
+        {"role": "system", "content": "A"},
+        *TALK,
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": "C"},
+    ]
+    assert render_as_ollama(found.text, talk) == jinja(PLAIN)(talk, True)
+    assert run_go([go_job(found.text, talk)])[0]["text"] == jinja(PLAIN)(talk, True)
+    without = choose(jinja(PLAIN.replace("{{ eos_token if m.role == 'assistant' }}", ""))).template
+    assert without is not None and without.stop == ("## user",), (
+        "no token ends an answer: the next question's heading does"
+    )
+
+
+def test_a_dropped_system_prompt_is_told() -> None:
+    text = "{% for m in messages if m.role != 'system' %}## {{ m.role }}\n{{ m.content }}\n{% endfor %}## assistant\n"
+    found = choose(jinja(text)).template
+    assert found is not None and any("leaves a system prompt out" in limit for limit in found.limits)
 
 
 def test_a_refused_system_prompt_and_trimming_are_told() -> None:
@@ -154,7 +198,7 @@ def test_real_templates_that_llama_cpp_tests() -> None:
         "gemma-7b-it": "gemma",
         "Llama-3": "llama3",
         "Phi-3-small": "phi3",
-        "Phi-3-mini": None,  # drops the system prompt without a word
+        "Phi-3-mini": "derived",  # drops the system prompt without a word
         "granite-3.0-8b-instruct": "granite3",
         "Mistral-7B-Instruct-v0.2": "mistral-v1",
         "Mistral-Large-Instruct-2407": "mistral-v3",
@@ -162,118 +206,3 @@ def test_real_templates_that_llama_cpp_tests() -> None:
         "phi-4": "phi4",
     }
     assert {name: found.get(name, "absent") for name in expected} == expected
-
-
-# --- the interpreter against real Go and real Ollama --------------------------------------------------------------
-
-SNIPPETS = [
-    "plain",
-    "a {{- /* gone */ -}} b{{/* gone too */}}c",
-    "x \n {{- .System -}} \n y {{ .Nothing }}!",
-    '{{ if .Nothing }}a{{ else if eq .System `Be "kind"` }}b{{ else }}c{{ end }}',
-    "{{ with .System }}[{{ . }}]{{ else }}none{{ end }}{{ with .Nothing }}x{{ else }}none{{ end }}",
-    "{{ range .Nothing }}x{{ else }}empty{{ end }}",
-    "{{ range $i, $m := .Messages }}{{ $i }}{{ if $i }},{{ end }}{{ $m.Role }}/{{ .Content }} {{ end }}",
-    "{{ range $m := .Messages }}{{ if eq $m.Role `assistant` }}{{ continue }}{{ end }}{{ len $m.Content }};{{ end }}",
-    "{{ range .Messages }}{{ .Role }}{{ if eq .Role `assistant` }}{{ break }}{{ end }}{{ end }}",
-    "{{ $x := 1 }}{{ if true }}{{ $x = 2 }}{{ $y := 3 }}{{ $y }}{{ end }}{{ $x }}",
-    "{{ $x := `a` }}{{ range .Messages }}{{ $x := .Role }}{{ $x }}{{ end }}{{ $x }}",
-    "{{ $last := `` }}{{ range .Messages }}{{ $last = .Content }}{{ end }}<{{ $last }}>",
-    "{{ (index .Messages 0).Role }} {{ (index $.Messages 1).Content | printf `%s|%v|%%` `a` }}",
-    "{{ len .Messages }} {{ len (slice .Messages 1) }} {{ slice .System 0 2 }} {{ index .System 1 }}",
-    "{{ and .System .Nothing }}|{{ or .Nothing .System }}|{{ and 1 0 `x` }}|{{ or 0 `` false }}|{{ not .System }}",
-    "{{ eq 1 2 1 }} {{ ne `a` `b` }} {{ lt 1 2 }} {{ le 2 2 }} {{ gt `b` `a` }} {{ ge 1 2 }}",
-    "{{ print 1 2 `a` 3 4 true }} {{ printf `%d %v %s` 7 true `z` }}",
-    '{{ `a{{b}}` }}{{ "q\\"\\n\\t\\u4f60" }}',
-    "{{ .System | len | printf `%d` }} {{ $.Messages | len }}",
-    "{{ if and (gt (len .Messages) 1) (eq (index .Messages 0).Role `user`) }}yes{{ end }}",
-    "{{-   .System   -}}",
-    "{{ if not .Nothing -}}  a  {{- end }}  b",
-]
-TALK = [
-    {"role": "user", "content": "Hé {{ .X }}"},
-    {"role": "assistant", "content": "你好\n"},
-    {"role": "user", "content": ""},
-]
-
-
-def go_jobs() -> list[dict[str, Any]]:
-    jobs = [{"template": text, "values": {**values(TALK), "System": 'Be "kind"'}} for text in SNIPPETS]
-    filled = [choose(jinja(text), bos="<s>").template for text in (SMOLLM2, LLAMA31, GEMMA3)]
-    texts = [(go_template.FOLDER / f"{family}.gotmpl").read_text(encoding="utf-8") for family in families()]
-    for text in [*texts, *(t.text for t in filled if t is not None)]:
-        jobs += [{"template": text, "values": values(probe.messages)} for probe in PROBES]
-    return jobs
-
-
-def test_the_interpreter_agrees_with_go() -> None:
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("Go is not installed (Debian: apt-get install golang-go)")
-    jobs = go_jobs()
-    done = subprocess.run(
-        [go, "run", str(Path(__file__).parent / "go" / "render.go")],
-        input=json.dumps(jobs),
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    for job, result in zip(jobs, json.loads(done.stdout), strict=True):
-        assert result["error"] == "", job["template"]
-        assert go_text.read(job["template"]).render(job["values"]) == result["text"], job
-
-
-@pytest.mark.parametrize("path", sorted(RECORDED.glob("rendered-*.json")), ids=lambda p: p.stem)
-def test_the_interpreter_agrees_with_ollama(path: Path) -> None:
-    """Prompts that a real Ollama 0.24 rendered from templates it was given."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    for exchange in record["exchanges"]:
-        assert render_as_ollama(record["template"], exchange["messages"]) == exchange["rendered"]
-
-
-def test_there_are_recorded_prompts() -> None:
-    assert len(list(RECORDED.glob("rendered-*.json"))) >= 2
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{{ if .X }", "not understood"),
-        ("{{ nofunc .X }}", "'nofunc' is not implemented"),
-        ("{{ if .X }}a", "has no end"),
-        ("{{ end }}", "unexpected 'end'"),
-        ("{{ template `x` }}", "'template' is not implemented"),
-        ("a\nb{{ (.X }}", "line 2"),
-        ("{{ 1.5 }}", "not understood"),
-        ("{{ .X | .Y }}", "must be a function"),
-        ("{{ break }}", "unexpected 'break'"),
-        ("{{/* open", "not closed"),
-        ("{{ }}", "empty command"),
-        ('{{ "a\\x41" }}', "is not understood"),
-    ],
-)
-def test_what_is_not_implemented_is_refused_when_read(text: str, words: str) -> None:
-    with pytest.raises(go_text.GoTemplateError, match=re.escape(words)):
-        go_text.read(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{{ range .Messages }}{{ .Thinking }}{{ end }}", "no field 'Thinking'"),
-        ("{{ $x }}", "undefined variable"),
-        ("{{ $x = 1 }}", "undefined variable"),
-        ("{{ index .Messages 9 }}", "out of range"),
-        ("{{ .Messages }}", "printing a list"),
-        ("{{ eq 1 `1` }}", "different types"),
-        ("{{ .System.X }}", "no field 'X'"),
-        ("{{ slice .System 3 1 }}", "out of range"),
-        ("{{ printf `%d` `x` }}", "not implemented"),
-        ("{{ printf `%d` }}", "too few"),
-        ("{{ range .System }}{{ end }}", "range over str"),
-        ("{{ lt 1 `a` }}", "no order"),
-    ],
-)
-def test_what_fails_when_run_is_an_error(text: str, words: str) -> None:
-    with pytest.raises(go_text.GoTemplateError, match=re.escape(words)):
-        go_text.read(text).render({**values(TALK), "System": "s"})

@@ -1,32 +1,52 @@
 """Choose the Ollama TEMPLATE of a model by comparing what it renders, never by the model's name.
 
-``go_templates/<family>.gotmpl`` is what Ollama runs. Its first line is a comment holding JSON: the family's stop strings.
-Two assignments in a file may be filled in from the model's own template: ``$default``, the system prompt it puts in when
-the conversation has none, and ``$before``, what it puts in front of every system prompt (Llama 3.1's dates).
+A family (a file of `go_families`, or the template that `go_derive` reads off the model's own) fits when it gives the same text
+as the model's own template for every required probe conversation. A template with ``.Tools`` or ``.Thinking`` makes the server
+claim tools or thinking for the model; it is taken only when it also says the same in conversations with tools or thinking.
 
-A family fits when it gives the same text as the model's own template for every required probe conversation. Ollama itself
-cannot do some things that Jinja templates do, whatever the template (it has no function that trims white space, and it
-merges neighbouring messages of one role): such differences are told as `GoTemplate.limits`.
+Ollama itself cannot do some things that Jinja templates do, whatever the template (it has no function that trims white
+space, and it merges neighbouring messages of one role): such differences are told as `GoTemplate.limits`.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from tunesmith.config.errors import ExportError
-from tunesmith.export import go_text
+from tunesmith.export.go_capabilities import capabilities
+from tunesmith.export.go_derive import derived
+from tunesmith.export.go_families import (
+    FILLED,
+    FOLDER,
+    assigned,
+    families,
+    filled,
+    own,
+    render_as_ollama,
+    source,
+    stops,
+)
+from tunesmith.export.go_probes import (
+    MARK,
+    PROBE,
+    PROBES,
+    THINKING_PROBES,
+    TOOL_PROBES,
+    ModelTemplate,
+    Probe,
+    model_template,
+)
+from tunesmith.export.go_values import values
 
-FOLDER = Path(__file__).parent / "go_templates"
+__all__ = [
+    "FOLDER", "PROBE", "PROBES", "THINKING_PROBES", "TOOL_PROBES", "Choice", "GoTemplate", "ModelTemplate", "Probe", "Render",
+    "choose", "families", "model_template", "render_as_ollama", "source", "stops", "values",
+]  # fmt: skip
 
-Messages = Sequence[Mapping[str, str]]
 Render = Callable[[list[dict[str, str]], bool], str]
 """The model's own template: (messages, add_generation_prompt) -> text. It may raise for a conversation it refuses."""
+DERIVED = "derived"
+"""The family's name of a template that was read off the model's own."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,8 @@ class GoTemplate:
     """A template that Ollama can run and that was found to say what the model's own says.
 
     ``text`` goes into the Modelfile, ``stop`` into its parameters. ``compared`` conversations were equal. ``limits`` are
-    sentences for the report: where Ollama will differ in spite of that.
+    sentences for the report: where Ollama will differ in spite of that. ``capabilities`` are what a server claims for the
+    model because of this template: ``completion``, ``tools``, ``thinking``.
     """
 
     family: str
@@ -43,6 +64,7 @@ class GoTemplate:
     default_system: str
     compared: int
     limits: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ("completion",)
 
 
 @dataclass(frozen=True)
@@ -52,165 +74,159 @@ class Choice:
     template: GoTemplate | None
     reason: str
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What a server claims because of the template; without one it depends on the template that the server finds itself."""
+        return self.template.capabilities if self.template is not None else ()
+
 
 @dataclass(frozen=True)
-class Probe:
-    """One conversation to compare. When ``limit`` is not empty, a difference is no refusal but that limit."""
+class _Found:
+    """One candidate: how many conversations were equal, and the first that was not, in words."""
 
-    name: str
-    messages: tuple[dict[str, str], ...]
-    limit: str = ""
+    family: str
+    text: str
+    equal: int
+    first: str | None = None
 
 
-def choose(render: Render, bos: str = "") -> Choice:
+def choose(render: Render, bos: str = "", model: ModelTemplate | None = None) -> Choice:
     """The family that says exactly what ``render`` says.
 
     ``bos`` is the text of the beginning-of-sequence token when the server's tokenizer adds that token by itself (the
-    GGUF's ``tokenizer.ggml.add_bos_token``): it is then cut off the front of what ``render`` gives.
+    GGUF's ``tokenizer.ggml.add_bos_token``): it is then cut off the front of what ``render`` gives. ``model`` (see
+    `model_template`) renders tools and thinking as well; without it only templates that claim neither are considered.
     """
-    wanted = {probe.name: _rendered(render, probe, bos) for probe in PROBES}
-    if wanted["user"] is None:
+    wanted = {probe.name: _plain(render, probe, bos) for probe in PROBES}
+    alone = wanted["user"]
+    if alone is None:
         return Choice(None, "the model's own chat template cannot render a single question")
-    best, reason = -1, ""
-    for family in families():
-        text = _filled(family, source(family), wanted)
-        equal, first = _compare(text, wanted)
-        if first is None:
-            found = GoTemplate(
-                family=family,
-                text=text,
-                stop=stops(family),
-                default_system=_assigned(text, "default"),
-                compared=equal,
-                limits=_limits(text, wanted),
-            )
-            return Choice(found, f"{family} says the same as the model's own template in {equal} conversations")
-        if equal > best:
-            best = equal
-            reason = f"no family fits the model's own chat template, which begins {wanted['user'][:40]!r}"
-        if equal and equal == best:
-            reason = f"no family fits the model's own chat template; the nearest, {family}, differs for {first}"
-    return Choice(None, reason)
+    known = wanted | {
+        name: _full(model, PROBE[name], bos)
+        for name in dict.fromkeys(FILLED.values())
+        if name not in wanted and model is not None and (model.tools if PROBE[name].needs_tools else model.thinking)
+    }
+    tried = [_compare(family, filled(source(family), known), PROBES, wanted) for family in families()]
+    checked, unfit = _checked([found for found in tried if found.first is None], model, bos)
+    stop = {family: stops(family) for family in families()}
+    if max((_claims(found.text) for found, _, _ in checked), default=-1) < _handled(model):
+        own_forms = derived(lambda messages: _bare(render, messages, bos), model, bos)
+        more_tried = [_compare(DERIVED, form.text, PROBES, wanted) for form in own_forms]
+        more_checked, more_unfit = _checked([found for found in more_tried if found.first is None], model, bos)
+        stop[DERIVED] = own_forms[0].stop if own_forms else ()
+        checked, unfit = checked + more_checked, unfit + more_unfit
+    if not checked:
+        reason = f"no family fits the model's own chat template: {unfit[0]}" if unfit else _refusal(tried, alone)
+        return Choice(None, reason)
+    best, more, limits = max(checked, key=lambda c: (_claims(c[0].text), c[1]))
+    template = GoTemplate(
+        family=best.family,
+        text=best.text,
+        stop=stop[best.family],
+        default_system=assigned(best.text, "default"),
+        compared=best.equal + more,
+        limits=tuple(dict.fromkeys((*_limits(best.text, PROBES, wanted), *limits))),
+        capabilities=capabilities(best.text),
+    )
+    return Choice(template, _reason(template, model, unfit))
 
 
-def render_as_ollama(text: str, messages: Messages) -> str:
-    """What Ollama gives the model for this conversation (the tokenizer's own beginning token is not in it).
+def _reason(template: GoTemplate, model: ModelTemplate | None, unfit: Sequence[str]) -> str:
+    said = f"{template.family} says the same as the model's own template in {template.compared} conversations"
+    if template.family == DERIVED:
+        said = f"a template read off the model's own says the same in {template.compared} conversations"
+    asked = {"tools": model is not None and model.tools, "thinking": model is not None and model.thinking}
+    lacking = [name for name, has in asked.items() if has and name not in template.capabilities]
+    if lacking:
+        why = f" ({unfit[0]})" if unfit else ""
+        said += f"; without {' and '.join(lacking)}, which no template of ours writes as the model's own does{why}: newer servers run the model's own for these"
+    return said
 
-    Raises GoTemplateError when the template cannot be run. Source: ``Template.Execute`` and ``collate`` in Ollama's
-    ``template/template.go``, for templates that use ``.Messages``.
-    """
-    return _read(text).render(values(messages))
+
+def _refusal(tried: Sequence[_Found], alone: str) -> str:
+    nearest = max(tried, key=lambda found: found.equal)
+    if not nearest.equal:
+        return f"no family fits the model's own chat template, which begins {alone[:40]!r}"
+    return f"no family fits the model's own chat template; the nearest, {nearest.family}, differs for {nearest.first}"
 
 
-def values(messages: Messages) -> dict[str, Any]:
-    """The data Ollama gives a template: neighbours of one role merged with an empty line, system prompts joined."""
-    collated: list[go_text.Struct] = []
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if collated and collated[-1]["Role"] == role:
-            collated[-1]["Content"] += "\n\n" + content
+# --- tools and thinking ------------------------------------------------------------------------------------------
+
+
+def _claims(text: str) -> int:
+    return len(capabilities(text)) - 1
+
+
+def _handled(model: ModelTemplate | None) -> int:
+    return model.tools + model.thinking if model is not None else 0
+
+
+def _checked(
+    fitting: Sequence[_Found], model: ModelTemplate | None, bos: str
+) -> tuple[list[tuple[_Found, int, tuple[str, ...]]], list[str]]:
+    """Candidates whose claims hold, with how many more conversations were equal and their limits; why the others do not."""
+    if model is None:
+        return [(found, 0, ()) for found in fitting if not _claims(found.text)], []
+    handled = {"tools": model.tools, "thinking": model.thinking}
+    probes = {
+        "tools": TOOL_PROBES,
+        "thinking": tuple(p for p in THINKING_PROBES if model.tools or not p.needs_tools),
+    }
+    rendered: dict[str, str | None] = {}
+    good: list[tuple[_Found, int, tuple[str, ...]]] = []
+    bad: list[str] = []
+    for found in fitting:
+        claims = [claim for claim in capabilities(found.text) if claim != "completion"]
+        if not all(handled.get(claim, False) for claim in claims):
+            continue
+        asked = [p for claim in claims for p in probes[claim] if "tools" in claims or not p.needs_tools]
+        for probe in asked:
+            if probe.name not in rendered:
+                rendered[probe.name] = _full(model, probe, bos)
+        compared = _compare(found.family, found.text, asked, rendered)
+        if compared.first is None:
+            good.append((found, compared.equal, _limits(found.text, asked, rendered)))
         else:
-            collated.append(go_text.Struct(Role=role, Content=content))
-    system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
-    return {"System": system, "Messages": collated, "Response": "", "Think": False, "IsThinkSet": False}
+            bad.append(f"{found.family} differs for {compared.first}")
+    return good, bad
 
 
-# --- the files ---------------------------------------------------------------------------------------------------
-
-_HEAD = re.compile(r"\{\{- /\* (\{.*?\}) \*/ -\}\}\n")
-
-
-@cache
-def families() -> tuple[str, ...]:
-    """Names of the families, in order."""
-    return tuple(sorted(path.name.removesuffix(".gotmpl") for path in FOLDER.glob("*.gotmpl")))
-
-
-@cache
-def source(family: str) -> str:
-    """A family's template, without its first line."""
-    return _file(family)[1]
-
-
-@cache
-def stops(family: str) -> tuple[str, ...]:
-    """The strings at which an answer of this family must end."""
-    return tuple(json.loads(_file(family)[0])["stop"])
-
-
-def _file(family: str) -> tuple[str, str]:
-    text = (FOLDER / f"{family}.gotmpl").read_bytes().decode("utf-8").replace("\r\n", "\n")
-    head = _HEAD.match(text)
-    assert head is not None, f"{family}.gotmpl does not begin with its comment"
-    return head[1], text[head.end() :]
-
-
-@cache
-def _read(text: str) -> go_text.Template:
-    return go_text.read(text)
-
-
-# --- filling in and comparing -------------------------------------------------------------------------------------
-
-MARK = "qqSYSTEMqq"
-
-
-def _rendered(render: Render, probe: Probe, bos: str) -> str | None:
-    """None when the model's template refuses the conversation."""
+def _full(model: ModelTemplate, probe: Probe, bos: str) -> str | None:
     try:
-        text = render([dict(m) for m in probe.messages], True)
+        text = model.render([dict(m) for m in probe.messages], probe.tools, probe.think)
     except Exception:  # a template is foreign code: whatever it raises means that it refuses
         return None
     return text.removeprefix(bos) if bos else text
 
 
-def _assign(text: str, name: str, value: str) -> str:
-    return text.replace(f'${name} := ""', f"${name} := {json.dumps(value, ensure_ascii=False)}", 1)
+# --- comparing ---------------------------------------------------------------------------------------------------
 
 
-def _assigned(text: str, name: str) -> str:
-    found = re.search(rf'\${name} := ("(?:\\.|[^"\\])*")', text)
-    return str(json.loads(found[1])) if found else ""
+def _plain(render: Render, probe: Probe, bos: str) -> str | None:
+    return _bare(render, [dict(m) for m in probe.messages], bos)
 
 
-def _filled(family: str, text: str, wanted: Mapping[str, str | None]) -> str:
-    """The family's text with ``$before`` and ``$default`` as the model has them, where it has them."""
-    ours = _own(text, PROBE["marked system"])
-    theirs = wanted["marked system"]
-    if '$before := ""' in text and theirs is not None:
-        ours_head, ours_tail = ours.split(MARK, 1)
-        head, found, tail = theirs.partition(MARK)
-        if found and tail == ours_tail and head.startswith(ours_head):
-            text = _assign(text, "before", head[len(ours_head) :])
-            ours = _own(text, PROBE["marked system"])
-    alone = wanted["user"]
-    if '$default := ""' in text and alone is not None and MARK in ours:
-        head, tail = ours.split(MARK, 1)
-        if len(alone) > len(head) + len(tail) and alone.startswith(head) and alone.endswith(tail):
-            text = _assign(text, "default", alone[len(head) : len(alone) - len(tail)])
-    return text
-
-
-def _own(text: str, probe: Probe) -> str:
+def _bare(render: Render, messages: list[dict[str, str]], bos: str) -> str | None:
+    """None when the model's template refuses the conversation."""
     try:
-        return render_as_ollama(text, probe.messages)
-    except ExportError as error:
-        raise AssertionError(f"a shipped template fails: {error}") from error
+        text = render(messages, True)
+    except Exception:  # as in `_full`
+        return None
+    return text.removeprefix(bos) if bos else text
 
 
-def _compare(text: str, wanted: Mapping[str, str | None]) -> tuple[int, str | None]:
-    """(how many required probes are equal, the first that is not, in words)."""
+def _compare(family: str, text: str, probes: Sequence[Probe], wanted: Mapping[str, str | None]) -> _Found:
     equal, first = 0, None
-    for probe in PROBES:
+    for probe in probes:
         theirs = wanted[probe.name]
         if theirs is None or probe.limit:
             continue
-        ours = _own(text, probe)
+        ours = own(text, probe)
         if ours == theirs:
             equal += 1
         elif first is None:
             first = f"“{probe.name}”: {_difference(ours, theirs)}"
-    return equal, first
+    return _Found(family, text, equal, first)
 
 
 def _difference(ours: str, theirs: str) -> str:
@@ -219,40 +235,10 @@ def _difference(ours: str, theirs: str) -> str:
     return f"the model's has {theirs[start : at + 28]!r} where Ollama would have {ours[start : at + 28]!r}"
 
 
-def _limits(text: str, wanted: Mapping[str, str | None]) -> tuple[str, ...]:
-    found = [p.limit for p in PROBES if p.limit and wanted[p.name] not in (None, _own(text, p))]
-    if wanted["system"] is None:
+def _limits(text: str, probes: Sequence[Probe], wanted: Mapping[str, str | None]) -> tuple[str, ...]:
+    found = [p.limit for p in probes if p.limit and wanted[p.name] not in (None, own(text, p))]
+    if wanted.get("marked system", MARK) is None:
         found.append("the model's own chat template refuses a system prompt; Ollama will accept one")
+    elif MARK not in str(wanted.get("marked system", MARK)):
+        found.append("the model's own chat template leaves a system prompt out without a word, and so does this one")
     return tuple(dict.fromkeys(found))
-
-
-def _talk(*texts: str, system: str | None = None) -> tuple[dict[str, str], ...]:
-    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    return (*([] if system is None else [{"role": "system", "content": system}]), *turns)
-
-
-_TRIMS = "the model's own chat template trims white space around messages; Ollama keeps it"
-_EMPTY = "the model's own chat template treats an empty system prompt otherwise than Ollama"
-_THINKS = "the model's own chat template takes earlier thinking (<think> …) out of the conversation; Ollama keeps it"
-PROBES = (
-    Probe("user", _talk("Hi")),
-    Probe("system", _talk("Hi", system="Be brief.")),
-    Probe("marked system", _talk("Hi", system=MARK)),
-    Probe("three turns", _talk("Hi", "Hello! How can I help?", "Tell me a joke.")),
-    Probe("system and three turns", _talk("Hi", "Hello!", "And now?", system="You are a pirate.")),
-    Probe("seven turns", _talk("1?", "1.", "2?", "2.", "3?", "3.", "4?", system="Count.")),
-    Probe("seven turns without system", _talk("1?", "1.", "2?", "2.", "3?", "3.", "4?")),
-    Probe("Chinese", _talk("你好，请介绍一下你自己。", "你好！我是助手。", "谢谢。", system="你是一个有用的助手。")),
-    Probe("emoji and accents", _talk("Ünïcödé 👩‍👩‍👧 \u00a0 שלום ｆｕｌｌ", "naïve café ☕", "e\u0301?")),
-    Probe("code", _talk("```python\ndef f(x):\n\treturn {'a': [x]}\n```\nWhat is it?", "`f(1)`\n\n- a\n- b", "ok")),
-    Probe("template marks", _talk("{{ .Prompt }} {% if x %} {{- y -}} ${z} %s %d", "{{", "}}", system="{{ .System }}")),
-    Probe("quotes and backslashes", _talk('"a" \'b\' `c` \\n \\\\ <b>&amp;</b> """', "\\", "'")),
-    Probe("line breaks inside", _talk("one\ntwo\n\n\nfive\r\nsix\tseven", "a\nb", "c", system="x\n\ny")),
-    Probe("empty answer", _talk("Say nothing.", "", "Thanks.")),
-    Probe("empty question", _talk("")),
-    Probe("spaces around", _talk("  Hi \n", " Hello\n\n", "\tagain "), limit=_TRIMS),
-    Probe("spaces around system", _talk("Hi", system=" Be brief.\n"), limit=_TRIMS),
-    Probe("empty system", _talk("Hi", system=""), limit=_EMPTY),
-    Probe("thinking", _talk("2+2?", "<think>\nHm.\n</think>\n\n4", "And 3+3?"), limit=_THINKS),
-)
-PROBE = {probe.name: probe for probe in PROBES}

@@ -2,9 +2,9 @@
 
 Ollama renders conversations with Go's text/template. To know before deployment what it will render, the same template
 file is run here: no second, hand-written copy of a template exists. Implemented: text, actions, trim markers, comments,
-pipelines, variables, ``if`` / ``else if`` / ``with`` / ``range`` (lists), ``break`` / ``continue``, fields, literals, and the
-functions in `FUNCTIONS`. Everything else raises `GoTemplateError` when the template is read or run; nothing is guessed.
-tests/test_go_template.py runs each shipped template through real Go as well. Reference: https://pkg.go.dev/text/template.
+pipelines, variables, ``if`` / ``else if`` / ``with`` / ``range`` (lists and maps), ``break`` / ``continue``, ``define`` / ``template``,
+fields, literals, and the functions in `FUNCTIONS`. Everything else raises `GoTemplateError` when the template is read or run; nothing is guessed.
+tests/test_go_text.py runs each shipped template through real Go as well. Reference: https://pkg.go.dev/text/template.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.export.go_text_tree import Command, GoTemplateError, Node, Operand, Pipe, parse
+from tunesmith.export.go_text_values import Struct, as_json, printed, quoted, true, type_name
 
 __all__ = ["FUNCTIONS", "GoTemplateError", "Struct", "Template", "read"]
 
 
-class Struct(dict[str, Any]):
-    """A Go struct: asking for a field it has not is an error, where a plain dict (a Go map) gives nothing."""
-
-
 @dataclass(frozen=True)
 class Template:
-    """A template that was read. ``render(data)`` runs it; raises GoTemplateError."""
+    """A template that was read. ``render(data)`` runs it; raises GoTemplateError. ``defined``: its named parts."""
 
     nodes: tuple[Node, ...]
+    defined: Mapping[str, Node]
 
     def render(self, data: Mapping[str, Any]) -> str:
-        """The text; ``data`` is the dot, a plain dict of strings, booleans, whole numbers, lists and `Struct`."""
-        return _Run(data).text(self.nodes)
+        """The text; ``data`` is the dot, a plain dict of values as `go_text_values` describes them."""
+        return _Run(data, self.defined).text(self.nodes)
 
 
 def read(source: str) -> Template:
     """Read a template. Raises GoTemplateError with the line number."""
-    return Template(tuple(parse(source, {*FUNCTIONS, "and", "or"})))
+    nodes = parse(source, {*FUNCTIONS, "and", "or"})
+    parts = {node.text: node for node in nodes if node.kind == "define"}
+    return Template(tuple(node for node in nodes if node.kind != "define"), parts)
 
 
 # --- running -----------------------------------------------------------------------------------------------------
@@ -53,7 +53,8 @@ class _Continue(Exception):
 class _Run:
     """One run: the output so far, and the variables, innermost last."""
 
-    def __init__(self, data: Mapping[str, Any]) -> None:
+    def __init__(self, data: Any, defined: Mapping[str, Node]) -> None:
+        self.defined = defined
         self.out: list[str] = []
         self.variables: list[tuple[str, Any]] = [("$", data)]
 
@@ -74,16 +75,26 @@ class _Run:
                 if node.kind == "action":
                     value = self.pipe(node.pipe, dot)
                     if not node.pipe.variables:
-                        self.out.append(_printed(value))
+                        self.out.append(printed(value))
+                elif node.kind == "template":
+                    self.part(node.text, self.pipe(node.pipe, dot))
                 else:
                     mark = len(self.variables)
                     self.loop(node, dot) if node.kind == "range" else self.branch(node, dot)
                     del self.variables[mark:]
 
+    def part(self, name: str, dot: Any) -> None:
+        """``{{ template "name" pipeline }}``: the part sees no variable of ours, and its ``$`` is the pipeline's value."""
+        if name not in self.defined:
+            raise GoTemplateError(f"there is no template {name!r}")
+        run = _Run(dot, self.defined)
+        run.out = self.out
+        run.nodes(self.defined[name].body, dot)
+
     def branch(self, node: Node, dot: Any) -> None:
         assert node.pipe is not None
         value = self.pipe(node.pipe, dot)
-        if _true(value):
+        if true(value):
             self.nodes(node.body, value if node.kind == "with" else dot)
         else:
             self.nodes(node.other, dot)
@@ -94,13 +105,17 @@ class _Run:
         items = self.pipe(Pipe(node.pipe.commands), dot)
         if items is None:
             items = []
-        if not isinstance(items, (list, tuple)):
-            raise GoTemplateError(f"range over {type(items).__name__} is not implemented here")
+        if isinstance(items, Mapping) and not isinstance(items, Struct):
+            pairs = sorted(items.items())
+        elif isinstance(items, (list, tuple)):
+            pairs = list(enumerate(items))
+        else:
+            raise GoTemplateError(f"range over {type_name(items)} is not implemented here")
         if not items:
             self.nodes(node.other, dot)
             return
         mark = len(self.variables)
-        for index, item in enumerate(items):
+        for index, item in pairs:
             for name, value in zip(names, [index, item] if len(names) == 2 else [item]):
                 self.set(name, value) if assign else self.variables.append((name, value))
             try:
@@ -136,7 +151,7 @@ class _Run:
             thunks: list[Callable[[], Any]] = [lambda o=o: self.operand(o, dot) for o in rest]  # type: ignore[misc]
             for thunk in [*thunks, *(lambda v=v: v for v in last)]:
                 value = thunk()
-                if _true(value) == (first.value == "or"):
+                if true(value) == (first.value == "or"):
                     break
             return value
         return FUNCTIONS[first.value](*[self.operand(o, dot) for o in rest], *last)
@@ -162,27 +177,11 @@ class _Run:
 def _field(value: Any, name: str) -> Any:
     if isinstance(value, Struct):
         if name not in value:
-            raise GoTemplateError(f"a message has no field {name!r}")
+            raise GoTemplateError(f"a {value.TYPE} has no field {name!r}")
         return value[name]
     if isinstance(value, Mapping):
         return value.get(name)
-    raise GoTemplateError(f"no field {name!r} in {_printed(value)!r}")
-
-
-def _true(value: Any) -> bool:
-    """Go's truth: false, 0, the empty string, list and map, and nothing are false; a struct is always true."""
-    return True if isinstance(value, Struct) else bool(value)
-
-
-def _printed(value: Any) -> str:
-    """As Go prints it with ``%v``."""
-    if value is None:
-        return "<no value>"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (str, int)):
-        return str(value)
-    raise GoTemplateError(f"printing a {type(value).__name__} is not implemented here")
+    raise GoTemplateError(f"no field {name!r} in a {type_name(value)}")
 
 
 def _text_or_list(value: Any) -> Any:
@@ -191,7 +190,7 @@ def _text_or_list(value: Any) -> Any:
         return value.encode("utf-8")
     if isinstance(value, (list, tuple, Mapping)) and not isinstance(value, Struct):
         return value
-    raise GoTemplateError(f"no length or elements in {_printed(value)!r}")
+    raise GoTemplateError(f"no length or elements in a {type_name(value)}")
 
 
 def _index(value: Any, *keys: Any) -> Any:
@@ -220,13 +219,13 @@ def _eq(first: Any, *others: Any) -> bool:
         raise GoTemplateError("eq needs two values")
     for other in others:
         if type(first) is not type(other):
-            raise GoTemplateError(f"eq of {_printed(first)!r} and {_printed(other)!r}: different types")
+            raise GoTemplateError(f"eq of a {type_name(first)} and a {type_name(other)}: different types")
     return first in others
 
 
 def _less(first: Any, second: Any) -> bool:
     if type(first) is not type(second) or not isinstance(first, (int, str)) or isinstance(first, bool):
-        raise GoTemplateError(f"{_printed(first)!r} and {_printed(second)!r} have no order")
+        raise GoTemplateError(f"a {type_name(first)} and a {type_name(second)} have no order")
     return first < second
 
 
@@ -240,10 +239,17 @@ def _printf(form: str, *values: Any) -> str:
         if not left:
             raise GoTemplateError(f"printf {form!r} has too few values")
         value = left.pop(0)
-        fits = {"s": isinstance(value, str), "d": type(value) is int, "v": value is not None}
+        if verb == "T":
+            return type_name(value)
+        fits = {
+            "s": isinstance(value, str),
+            "q": isinstance(value, str),
+            "d": type(value) is int,
+            "v": value is not None,
+        }
         if not fits.get(verb):
-            raise GoTemplateError(f"printf {match[0]!r} of {_printed(value)!r} is not implemented here")
-        return _printed(value)
+            raise GoTemplateError(f"printf {match[0]!r} of a {type_name(value)} is not implemented here")
+        return quoted(value) if verb == "q" else printed(value)
 
     text = re.sub(r"%.?", one, form, flags=re.DOTALL)
     if left:
@@ -256,7 +262,7 @@ def _print(*values: Any) -> str:
     text = ""
     for at, value in enumerate(values):
         space = at > 0 and not isinstance(value, str) and not isinstance(values[at - 1], str)
-        text += (" " if space else "") + _printed(value)
+        text += (" " if space else "") + printed(value)
     return text
 
 
@@ -265,13 +271,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ge": lambda a, b: not _less(a, b),
     "gt": lambda a, b: _less(b, a),
     "index": _index,
+    "json": as_json,
     "le": lambda a, b: not _less(b, a),
     "len": lambda value: len(_text_or_list(value)),
     "lt": _less,
     "ne": lambda a, b: not _eq(a, b),
-    "not": lambda value: not _true(value),
+    "not": lambda value: not true(value),
     "print": _print,
     "printf": _printf,
     "slice": _slice,
 }
-"""Beside these, ``and`` and ``or`` (which stop at the first value that decides)."""
+"""Beside these, ``and`` and ``or`` (which stop at the first value that decides). ``json`` is Ollama's."""

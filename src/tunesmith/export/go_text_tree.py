@@ -45,7 +45,7 @@ class Operand:
 
 @dataclass
 class Node:
-    """``text``, ``action``, ``if``, ``with``, ``range``, ``break`` or ``continue``."""
+    """``text``, ``action``, ``if``, ``with``, ``range``, ``break``, ``continue``, ``template`` or ``define`` (``text``: the name)."""
 
     kind: str
     text: str = ""
@@ -163,13 +163,32 @@ class _Parser:
                 if not self.loops or len(self.tokens) > 1:
                     raise self.fail(f"unexpected {word!r}")
                 nodes.append(Node(word))
-            elif word in ("template", "define", "block"):
+            elif word in ("template", "define"):
+                self.tokens.pop(0)
+                nodes.append(self.named(word, top=not ends))
+            elif word == "block":
                 raise self.fail(f"{word!r} is not implemented here")
             else:
                 nodes.append(Node("action", pipe=self.pipe()))
         if ends:
             raise self.fail("a branch or loop has no end")
         return nodes, "", ""
+
+    def named(self, kind: str, *, top: bool) -> Node:
+        """``define "name"`` with its body, or ``template "name" pipeline``."""
+        if not self.tokens or self.tokens[0].kind not in ("string", "raw"):
+            raise self.fail(f"{kind!r} without a name")
+        name = self.operand().value
+        if kind == "template":
+            if not self.tokens:
+                raise self.fail("'template' without a pipeline is not implemented here")
+            return Node("template", text=name, pipe=self.pipe())
+        if self.tokens or not top:
+            raise self.fail("unexpected 'define'")
+        loops, self.loops = self.loops, 0
+        body, _, _ = self.block(("end",))
+        self.loops = loops
+        return Node("define", text=name, body=body)
 
     def branch(self, kind: str) -> Node:
         node = Node(kind, pipe=self.pipe(in_range=kind == "range"))

@@ -65,7 +65,7 @@ def gguf(
 def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelfile, str]:
     """The Modelfile of a merged model: template found by comparison, stops, context length, sampling, licence."""
     from tunesmith.export.gguf_file import read_gguf
-    from tunesmith.export.go_template import choose
+    from tunesmith.export.go_template import choose, model_template
     from tunesmith.render.stop import end_of_turn_token
 
     renderer = replace_folder(target, merged)
@@ -74,6 +74,7 @@ def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelf
     choice = choose(
         lambda messages, generation: renderer.text(messages, generation=generation),
         (tokenizer.bos_token or "") if adds_bos else "",
+        model_template(renderer),
     )
     parameters: dict[str, Any] = {}
     turn = end_of_turn_token(renderer)
