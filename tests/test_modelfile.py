@@ -108,8 +108,15 @@ def test_what_the_format_cannot_hold_is_refused(system: str, words: str) -> None
     assert "running Ollama" in caught.value.hint
 
 
+def test_adapters_stand_behind_the_base() -> None:
+    paths = ("./my adapter.gguf", './a "b".gguf')
+    text = Modelfile("llama3.2:1b", adapters=paths, system="x").render()
+    assert text.splitlines()[:2] == ["FROM llama3.2:1b", "ADAPTER ./my adapter.gguf"]
+    assert parse(text).adapters == paths
+
+
 @pytest.mark.parametrize(
-    "text", ["SYSTEM x\n", 'FROM a\nSYSTEM """x\n', "FROM a\nNONSENSE x\n", "FROM\n", "FROM a\nADAPTER b\n"]
+    "text", ["SYSTEM x\n", 'FROM a\nSYSTEM """x\n', "FROM a\nNONSENSE x\n", "FROM\n", "FROM a\nDRAFT b\n"]
 )
 def test_what_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ExportError, match="Modelfile"):

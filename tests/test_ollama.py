@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from ollama_server import FakeOllama, llama_cpp, recorded, serving
+from ollama_models import Runner
+from ollama_server import FakeOllama, recorded, serving
 from tunesmith.chat import ollama_api
 from tunesmith.chat.base import Engine, Sampling, answer
 from tunesmith.chat.ollama_engine import OllamaEngine
 from tunesmith.config.errors import ExportError, ServerError, UserError
 from tunesmith.export.go_template import PROBES, render_as_ollama
 from tunesmith.export.modelfile import Modelfile
-from tunesmith.export.ollama import QUESTION, OllamaServer, manual_command, sha256
+from tunesmith.export.ollama import OllamaServer, manual_command, sha256
+from tunesmith.export.ollama_deploy import QUESTION, deploy
 from tunesmith.export.ollama_shown import differences, go_unquote, shown_parameters
 
 TEMPLATE = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
@@ -61,8 +63,23 @@ def fake(tmp_path: Path) -> Iterator[FakeOllama]:
 
 @pytest.fixture
 def gguf(tmp_path: Path) -> Path:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF" + os.urandom(9 * 2**20))
+    return write_gguf(tmp_path / "model.gguf")
+
+
+def write_gguf(path: Path, *, layers: int = 2, leave_out: str = "") -> Path:
+    """A small GGUF of random numbers that says it has ``layers`` layers, without the tensors whose name begins with ``leave_out``."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    for name in ("token_embd", "output_norm", *(f"blk.{i}.ffn_up" for i in range(layers))):
+        if not leave_out or not name.startswith(leave_out):
+            writer.add_tensor(f"{name}.weight", np.random.default_rng(0).random((1024, 512), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path
 
 
@@ -72,7 +89,7 @@ def gguf(tmp_path: Path) -> Path:
 def test_deploy_proves_every_field(fake: FakeOllama, gguf: Path) -> None:
     told = Told()
     with OllamaServer(fake.url) as server:
-        report = server.deploy(gguf, "my-model", FULL, told)
+        report = deploy(server, gguf, "my-model", FULL, told)
     size = gguf.stat().st_size
     assert report.digest == sha256(gguf)
     assert (report.size_bytes, report.uploaded_bytes, report.replaced) == (size, size, False)
@@ -91,7 +108,7 @@ def test_deploy_proves_every_field(fake: FakeOllama, gguf: Path) -> None:
 
 def test_create_sends_what_the_real_server_was_sent(fake: FakeOllama, gguf: Path) -> None:
     with OllamaServer(fake.url) as server:
-        server.deploy(gguf, "my-model", FULL)
+        deploy(server, gguf, "my-model", FULL)
     sent = next(body for method, path, body in fake.requests if path == "/api/create")
     real = recorded("create-gguf-template-system-parameters-license-messages")["request"]["body"]
     assert set(sent) == set(real)
@@ -104,9 +121,9 @@ def test_create_sends_what_the_real_server_was_sent(fake: FakeOllama, gguf: Path
 
 def test_nothing_is_uploaded_twice(fake: FakeOllama, gguf: Path) -> None:
     with OllamaServer(fake.url) as server:
-        server.deploy(gguf, "one", FULL)
-        second = server.deploy(gguf, "two", FULL)
-        again = server.deploy(gguf, "two:latest", FULL)
+        deploy(server, gguf, "one", FULL)
+        second = deploy(server, gguf, "two", FULL)
+        again = deploy(server, gguf, "two:latest", FULL)
         assert server.names() == ("two:latest", "one:latest")
         assert server.remove("one")
         assert not server.remove("one")
@@ -115,19 +132,61 @@ def test_nothing_is_uploaded_twice(fake: FakeOllama, gguf: Path) -> None:
     assert (second.uploaded_bytes, second.replaced, again.replaced) == (0, False, True)
 
 
+def test_a_working_model_is_replaced_only_by_a_proved_one(fake: FakeOllama, gguf: Path) -> None:
+    """The new model stands under a name of its own until the proof is over; whatever fails, the old one is as it was."""
+    with OllamaServer(fake.url) as server:
+        deploy(server, gguf, "me/m:v1", Modelfile("x", template=TEMPLATE, system="old"))
+        seen: list[str] = []
+
+        def prove(trial: str, shown: Any, wrong: dict[str, str]) -> None:
+            seen.append(trial)
+            assert fake.models[trial]["system"] == shown["system"] == "new" and wrong == {}
+            assert fake.models["me/m:v1"]["system"] == "old"
+            raise ExportError("not the same model")
+
+        new = Modelfile("x", template=TEMPLATE, system="new")
+        with pytest.raises(ExportError, match="not the same"):
+            deploy(server, gguf, "me/m:v1", new, prove=prove)
+        assert seen == ["me/m:v1-unproved"]
+        assert list(fake.models) == ["me/m:v1"] and fake.models["me/m:v1"]["system"] == "old"
+        deploy(server, gguf, "me/m:v1", new, prove=lambda *_: None)
+        assert list(fake.models) == ["me/m:v1"] and fake.models["me/m:v1"]["system"] == "new"
+        fake.change_shown = {"parameters": "seed 8"}
+        wrong: dict[str, str] = {}
+        deploy(server, gguf, "me/m:v1", FULL, prove=lambda _trial, _shown, found: wrong.update(found))
+        assert set(wrong) == set(FULL.parameters), "a proof is told what differs, and decides"
+        fake.change_shown = {"modelfile": f"FROM sha256-{'0' * 64}\n"}
+        with pytest.raises(ExportError, match="its weights are"):
+            deploy(server, gguf, "me/m:v1", new, prove=lambda *_: None)
+
+
+def test_create_from_a_model_with_adapters_and_quantize(fake: FakeOllama) -> None:
+    """The fields as a real server was sent them; a digest that is none is refused here."""
+    real = recorded("create-adapter-gguf-all")["request"]["body"]
+    ((name, digest),) = real["adapters"].items()
+    with OllamaServer(fake.url) as server:
+        with pytest.raises(ServerError):  # this server has no such base
+            server.create(
+                real["model"], from_=real["from"], adapters={name: digest.removeprefix("sha256:")}, quantize="q8_0"
+            )
+        assert fake.requests[-1][2] == real | {"quantize": "q8_0"}
+        with pytest.raises(ExportError, match="no SHA-256"):
+            server.create("m", files={"model.gguf": digest})
+
+
 def test_without_a_template_the_report_says_what_the_server_chose(fake: FakeOllama, gguf: Path) -> None:
     with OllamaServer(fake.url) as server:
-        report = server.deploy(gguf, "my-model", Modelfile("./model.gguf"))
+        report = deploy(server, gguf, "my-model", Modelfile("./model.gguf"))
         assert any("chose the chat template itself" in note for note in report.notes)
         assert any("parameters of its own: stop" in note for note in report.notes)
         fake.change_shown = {"template": "{{ .Prompt }}"}
-        report = server.deploy(gguf, "my-model", Modelfile("./model.gguf"))
+        report = deploy(server, gguf, "my-model", Modelfile("./model.gguf"))
         assert any("without a chat format" in note for note in report.notes)
 
 
 def test_the_rendered_prompt_can_be_asked_for(fake: FakeOllama, gguf: Path) -> None:
     with OllamaServer(fake.url) as server:
-        server.deploy(gguf, "my-model", Modelfile("x", template=TEMPLATE, system="S"))
+        deploy(server, gguf, "my-model", Modelfile("x", template=TEMPLATE, system="S"))
         prompt = server.rendered_prompt("my-model", [{"role": "user", "content": "Hi"}])
         assert prompt == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         fake.knows_debug_render = False
@@ -165,16 +224,21 @@ def test_alive_and_version_are_quick_and_never_raise_for_nothing(fake: FakeOllam
     [
         ({"damage_upload": True}, ServerError, "digest mismatch, expected", "deploy again"),
         ({"drop_upload_after": 2**20}, ServerError, "broke while sending model.gguf", "still runs"),
-        ({"create_error": "no space left on device"}, ServerError, "creating m: no space left", "free disk space"),
+        (
+            {"create_error": "no space left on device"},
+            ServerError,
+            "creating m:latest-unproved: no space left",
+            "free disk space",
+        ),
         ({"create_error": "unsupported architecture"}, ServerError, "unsupported architecture", "--to gguf"),
         ({"create_silent_end": True}, ServerError, "stopped at 'writing manifest'", "log"),
-        ({"change_shown": {"template": "x"}}, ExportError, "its template is 'x'", "ollama rm m"),
-        ({"change_shown": {"system": ""}}, ExportError, "its system is ''", "ollama rm m"),
-        ({"change_shown": {"parameters": "seed 8"}}, ExportError, "its seed is 8, not 7", "ollama rm m"),
-        ({"change_shown": {"capabilities": ["embedding"]}}, ExportError, "cannot answer", "ollama rm m"),
-        ({"change_shown": {"modelfile": f"FROM sha256-{'0' * 64}\n"}}, ExportError, "its weights are", "ollama rm m"),
-        ({"change_shown": {"messages": []}}, ExportError, "example messages differ", "ollama rm m"),
-        ({"change_shown": {"license": "MIT"}}, ExportError, "license text differs", "ollama rm m"),
+        ({"change_shown": {"template": "x"}}, ExportError, "its template is 'x'", "removed again"),
+        ({"change_shown": {"system": ""}}, ExportError, "its system is ''", "removed again"),
+        ({"change_shown": {"parameters": "seed 8"}}, ExportError, "its seed is 8, not 7", "removed again"),
+        ({"change_shown": {"capabilities": ["embedding"]}}, ExportError, "cannot answer", "removed again"),
+        ({"change_shown": {"modelfile": f"FROM sha256-{'0' * 64}\n"}}, ExportError, "its weights are", "removed again"),
+        ({"change_shown": {"messages": []}}, ExportError, "example messages differ", "removed again"),
+        ({"change_shown": {"license": "MIT"}}, ExportError, "license text differs", "removed again"),
         (
             {"chat_error": (500, 'option "x" must be of type float32')},
             ServerError,
@@ -190,7 +254,7 @@ def test_faults(
     for name, value in fault.items():
         setattr(fake, name, value)
     with OllamaServer(fake.url) as server, pytest.raises(kind) as caught:
-        server.deploy(gguf, "m", FULL)
+        deploy(server, gguf, "m", FULL)
     assert type(caught.value) is kind
     assert words in caught.value.message
     assert hint in (caught.value.hint or "")
@@ -201,16 +265,16 @@ def test_no_server(gguf: Path) -> None:
         OllamaServer(f"127.0.0.1:{free_port()}") as server,
         pytest.raises(ServerError, match="no Ollama server answers") as caught,
     ):
-        server.deploy(gguf, "m", FULL)
+        deploy(server, gguf, "m", FULL)
     assert "ollama serve" in (caught.value.hint or "")
 
 
 def test_a_template_that_the_server_cannot_read(fake: FakeOllama, gguf: Path) -> None:
     with (
         OllamaServer(fake.url) as server,
-        pytest.raises(ServerError, match=r"\(400\) while creating m: template error"),
+        pytest.raises(ServerError, match=r"\(400\) while creating m:latest-unproved: template error"),
     ):
-        server.deploy(gguf, "m", Modelfile("x", template="{{ nofunc .X }}"))
+        deploy(server, gguf, "m", Modelfile("x", template="{{ nofunc .X }}"))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +293,21 @@ def test_wrong_files_are_refused_before_anything_is_sent(
     if content is not None:
         path.write_bytes(content)
     with OllamaServer(fake.url) as server, pytest.raises(ExportError, match=words):
-        server.deploy(path, "m", FULL)
+        deploy(server, path, "m", FULL)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "words"),
+    [("blk.1", "lacks the layers 1"), ("token_embd", "lacks token_embd"), ("cut", "its tensors need")],
+)
+def test_a_file_that_is_no_whole_model_is_refused(fake: FakeOllama, tmp_path: Path, leave_out: str, words: str) -> None:
+    """A real server takes a file of one tensor, and answers nonsense."""
+    path = write_gguf(tmp_path / "m.gguf", layers=3, leave_out=leave_out)
+    if leave_out == "cut":
+        path.write_bytes(path.read_bytes()[:-64])
+    with OllamaServer(fake.url) as server, pytest.raises(ExportError, match=words):
+        deploy(server, path, "m", FULL)
     assert fake.requests == []
 
 
@@ -254,7 +332,7 @@ def test_wrong_files_are_refused_before_anything_is_sent(
 )
 def test_wrong_names_are_refused_before_anything_is_sent(fake: FakeOllama, gguf: Path, name: str) -> None:
     with OllamaServer(fake.url) as server, pytest.raises(UserError, match="no name for an Ollama model"):
-        server.deploy(gguf, name, FULL)
+        deploy(server, gguf, name, FULL)
     assert fake.requests == []
 
 
@@ -317,7 +395,7 @@ def test_no_proxy_for_loopback(monkeypatch: pytest.MonkeyPatch, fake: FakeOllama
 
 
 def test_manual_command() -> None:
-    command = manual_command(Path("/out/my model; rm"), "me/m:v1")
+    command = manual_command(Path("/out/my model; rm/Modelfile"), "me/m:v1")
     if os.name != "nt":
         assert shlex.split(command) == ["ollama", "create", "me/m:v1", "-f", "/out/my model; rm/Modelfile"]
     with pytest.raises(UserError):
@@ -331,10 +409,9 @@ def test_the_recorded_show_of_a_real_server() -> None:
     shown = recorded("show-gguf")["response"]["json"]
     digest = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     intended = Modelfile("x", template=shown["template"], parameters={"stop": ["<|im_start|>", "<|im_end|>"]})
-    assert differences(shown, intended, digest) == ([], ("weights", "template", "stop", "completion"))
+    assert differences(shown, intended, digest) == ({}, ("weights", "template", "stop", "completion"))
     wrong, _ = differences(shown, intended, "0" * 64)
-    assert len(wrong) == 1
-    assert "weights" in wrong[0]
+    assert list(wrong) == ["weights"]
 
 
 def test_parameters_as_go_prints_them() -> None:
@@ -354,7 +431,7 @@ def test_parameters_as_go_prints_them() -> None:
 
 def test_engine_streams(fake: FakeOllama, gguf: Path) -> None:
     with OllamaServer(fake.url) as server:
-        server.deploy(gguf, "m", FULL)
+        deploy(server, gguf, "m", FULL)
     engine: Engine = OllamaEngine("m", fake.url)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     sampling = Sampling(max_tokens=16, temperature=0.5, top_p=0.9, seed=3)
@@ -376,7 +453,7 @@ def test_engine_failures(fake: FakeOllama, gguf: Path) -> None:
         answer(engine, messages, Sampling())
     assert "ollama list" in (caught.value.hint or "")
     with OllamaServer(fake.url) as server:
-        server.deploy(gguf, "m", FULL)
+        deploy(server, gguf, "m", FULL)
     fake.break_stream = True
     with pytest.raises(ServerError, match="broke off"):
         answer(OllamaEngine("m", fake.url), messages, Sampling())
@@ -393,9 +470,11 @@ def test_the_uploaded_gguf_itself_answers(tmp_path: Path) -> None:
     """With $TUNESMITH_GGUF (SmolLM2-135M-Instruct): llama.cpp on what arrived says what a real Ollama was recorded saying."""
     if "TUNESMITH_GGUF" not in os.environ:
         pytest.skip("$TUNESMITH_GGUF names no GGUF of SmolLM2-135M-Instruct")
-    with serving(tmp_path / "blobs", llama_cpp) as fake, OllamaServer(fake.url) as server:
+    with serving(tmp_path / "blobs", Runner()) as fake, OllamaServer(fake.url) as server:
         parameters = {"stop": ["<|im_end|>"]}
-        server.deploy(Path(os.environ["TUNESMITH_GGUF"]), "m", Modelfile("x", template=TEMPLATE, parameters=parameters))
+        deploy(
+            server, Path(os.environ["TUNESMITH_GGUF"]), "m", Modelfile("x", template=TEMPLATE, parameters=parameters)
+        )
         said = answer(OllamaEngine("m", fake.url), recorded("chat-stream")["request"]["body"]["messages"], Sampling())
     lines = recorded("chat-stream")["response"]["ndjson"]
     assert said == "".join(line["message"]["content"] for line in lines)
@@ -417,7 +496,7 @@ def test_a_real_server() -> None:
             return
         intended = Modelfile("x", template=TEMPLATE, system="Be brief.", parameters={"stop": ["<|im_end|>"]})
         try:
-            report = server.deploy(Path(os.environ["TUNESMITH_GGUF"]), "tunesmith-test", intended)
+            report = deploy(server, Path(os.environ["TUNESMITH_GGUF"]), "tunesmith-test", intended)
             assert {"weights", "template", "system", "stop", "completion"} <= set(report.checks)
             for probe in PROBES:
                 prompt = server.rendered_prompt("tunesmith-test", probe.messages)

@@ -11,6 +11,7 @@ import pytest
 from tunesmith.chat.base import Messages, Sampling
 from tunesmith.config.errors import UserError
 from tunesmith.evaluate.parity import compare_distributions, parity
+from tunesmith.evaluate.served import lower_bound
 
 
 class Table:
@@ -105,3 +106,34 @@ def test_what_cannot_be_compared_is_an_error(first: np.ndarray, second: np.ndarr
         compare_distributions(first, second)
     with pytest.raises(UserError):
         parity(Table(first), Table(first), [])
+
+
+def test_a_bound_from_the_most_likely_tokens() -> None:
+    """p = (1/2, 1/4, 1/8, 1/8), q tells token 0: 1/4 and token 1: 1/4, so its rest is 1/2 and p's is 1/4:
+    KL >= 1/2 ln 2 + 1/4 ln 1 + 1/4 ln(1/2) = 1/4 ln 2 = 0.173287 nats."""
+    reference = np.log([0.5, 0.25, 0.125, 0.125])
+    kl, same = lower_bound(reference, [([0], math.log(0.25)), ([1], math.log(0.25))])
+    assert kl == pytest.approx(0.25 * math.log(2), rel=1e-9)
+    assert same
+    assert not lower_bound(reference, [([1], math.log(0.5))])[1]
+
+
+def test_tokens_of_one_text_are_one_outcome() -> None:
+    """Tokens 2 and 3 of p = (1/2, 1/4, 1/8, 1/8) look the same: together 1/4. Told as 1/4, nothing differs."""
+    reference = np.log([0.5, 0.25, 0.125, 0.125])
+    assert lower_bound(reference, [([0], math.log(0.5)), ([2, 3], math.log(0.25))])[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_bound_never_exceeds_the_whole() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        p, q = (random.normal(size=200) * 3 for _ in range(2))
+        q -= np.log(np.exp(q).sum())
+        top = np.argsort(-q)[:20]
+        found, _ = lower_bound(p, [([int(i)], float(q[i])) for i in top])
+        whole = compare_distributions(p[None], q[None]).mean_kl
+        assert 0 <= found <= whole + 1e-9
+        every, _ = lower_bound(p, [([int(i)], float(q[i])) for i in range(200)])
+        assert every == pytest.approx(whole, rel=1e-4)
+    with pytest.raises(UserError, match="told no probabilities"):
+        lower_bound(p, [([], 0.0)])

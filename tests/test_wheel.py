@@ -11,6 +11,7 @@ import pytest
 
 import ollama_server
 from conftest import TEST_HOME
+from ollama_models import Runner
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ def test_the_wheel_runs_the_demo(tmp_path: Path) -> None:
     call(python, "-m", "pip", "install", "-q", f"torch=={version('torch').partition('+')[0]}")
     call(python, "-m", "pip", "install", "-q", str(wheel))
     runs = tmp_path / "runs"
-    with ollama_server.serving(tmp_path, answer=ollama_server.llama_cpp) as server:
+    with ollama_server.serving(tmp_path, Runner()) as server:
         settings = {"TUNESMITH_HOME": str(TEST_HOME), "TUNESMITH_RUNS": str(runs), "OLLAMA_HOST": server.url}
         done = call(str(tmp_path / "venv" / "bin" / "tunesmith"), "demo", "train.max_steps=8", **settings)
         assert "lantern-bay" in str(server.models)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ollama_server
+from ollama_models import Runner
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import SILENT
 from tunesmith.export.modelfile import parse
@@ -74,13 +75,16 @@ def test_export_twice_refuses_to_overwrite(run: RunFolder, tmp_path: Path) -> No
 def test_deploy_with_a_server(run: RunFolder, tmp_path: Path) -> None:
     """The stand-in answers from the uploaded GGUF, through the deployed template, in llama.cpp."""
     from tunesmith.verbs.deploy import deploy
+    from tunesmith.verbs.prove import ProofFailed
 
-    with ollama_server.serving(tmp_path, answer=ollama_server.llama_cpp) as server:
-        done = deploy(run.id, "whole-way:tiny", SILENT, level="f16", url=server.url)
-        assert done.report is not None and done.report.uploaded_bytes == done.made.file.stat().st_size
+    with ollama_server.serving(tmp_path, Runner()) as server:
+        with pytest.raises(ProofFailed, match="4 answers end"):  # after six steps
+            deploy(run.id, "whole-way:tiny", SILENT, level="f16", url=server.url)
+        assert server.models == {}
+        done = deploy(run.id, "whole-way:tiny", SILENT, level="f16", url=server.url, force=True)
+        assert done.report is not None and done.report.uploaded_bytes == 0, "it was sent before"
         assert {"weights", "template", "stop", "num_ctx"} <= set(done.report.checks)
-        again = deploy(run.id, "whole-way:tiny", SILENT, level="f16", url=server.url)
-        assert again.report is not None and again.report.uploaded_bytes == 0, "the server had the file"
+        assert server.uploads() == 1
     report = json.loads((run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
     assert report["parity"]["mean_kl"] < 1e-3 and report["server"]["name"] == "whole-way:tiny"
 
@@ -88,7 +92,7 @@ def test_deploy_with_a_server(run: RunFolder, tmp_path: Path) -> None:
 def test_deploy_without_a_server(run: RunFolder) -> None:
     from tunesmith.verbs.deploy import deploy
 
-    done = deploy(run.id, "whole-way", SILENT, level="f16")
+    done = deploy(run.id, "whole-way", SILENT, level="f16", force=True)
     assert done.report is None and done.command.startswith("ollama create whole-way -f ")
     modelfile = parse(done.made.modelfile.read_text(encoding="utf-8"))
     assert (done.made.modelfile.parent / modelfile.from_).resolve() == done.made.file.resolve()

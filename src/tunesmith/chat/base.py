@@ -9,12 +9,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from tunesmith.config.base import Config, setting
+from tunesmith.config.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
 Messages = Sequence[dict[str, str]]
 """A conversation in the form every chat template and server takes: ``[{"role": "user", "content": "…"}, …]``."""
+
+
+class NoDistributionError(UserError):
+    """An engine that cannot tell the probabilities of every token, whatever it is asked (a server)."""
 
 
 class Sampling(Config):
@@ -42,7 +47,7 @@ class Engine(Protocol):
     def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         """Natural-log probabilities of the next token after each position: float32, shape [len(tokens), vocabulary].
 
-        Engines that cannot tell the whole distribution (servers) raise ``UserError``.
+        Engines that cannot tell the whole distribution (servers) raise ``NoDistributionError``.
         """
 
     def close(self) -> None:

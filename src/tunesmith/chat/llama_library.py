@@ -110,7 +110,7 @@ def library() -> Any:
         ) from error
     lib = ctypes.CDLL(str(extension.__file__))
     pointer, text, i32 = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32
-    ids = ctypes.POINTER(ctypes.c_int32)
+    ids, pointers = ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_void_p)
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "llama_log_set": (None, [LogCallback, pointer]),
         "llama_backend_init": (None, []),
@@ -122,8 +122,11 @@ def library() -> Any:
         "llama_model_n_ctx_train": (i32, [pointer]),
         "llama_model_chat_template": (text, [pointer, text]),
         "llama_model_meta_val_str": (i32, [pointer, text, text, ctypes.c_size_t]),
+        "llama_adapter_lora_init": (pointer, [pointer, text]),
+        "llama_adapter_meta_val_str": (i32, [pointer, text, text, ctypes.c_size_t]),
         "llama_init_from_model": (pointer, [pointer, _Params]),
         "llama_free": (None, [pointer]),
+        "llama_set_adapters_lora": (i32, [pointer, pointers, ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)]),
         "llama_n_ctx": (ctypes.c_uint32, [pointer]),
         "llama_n_batch": (ctypes.c_uint32, [pointer]),
         "llama_n_threads": (i32, [pointer]),

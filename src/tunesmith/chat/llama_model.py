@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+HEADER = 2**27
+"""The header of a GGUF, vocabulary included, is shorter than this many bytes."""
+
+
 class Vocabulary:
     """The tokenizer inside a GGUF. Loads no weights when made by ``open``."""
 
@@ -66,6 +70,11 @@ class Vocabulary:
     def eos(self) -> int:
         return self.lib.llama_vocab_eos(self.pointer)
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether llama.cpp (and so Ollama) puts the beginning token before every prompt by itself."""
+        return bool(self.lib.llama_vocab_get_add_bos(self.pointer))
+
     def ends(self, token: int) -> bool:
         """Whether llama.cpp (and so Ollama) stops an answer at ``token``."""
         return bool(self.lib.llama_vocab_is_eog(self.pointer, token))
@@ -92,6 +101,45 @@ def load_model(path: Path, *, vocabulary_only: bool = False) -> int:
             hint="the file may be damaged or incomplete, or of an architecture this llama.cpp does not know",
         )
     return int(model)
+
+
+def load_adapter(model: int, base: Path, path: Path) -> int:
+    """Pointer to a GGUF LoRA for the ``model`` loaded from ``base``, freed with it. Raises UserError with llama.cpp's own words."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file", hint="give the path of a .gguf file that holds an adapter")
+    if _names(path, b"token_embd.weight.lora_a") and not _names(base, b"output.weight"):
+        # llama.cpp would end this process: it multiplies the output by the embedding's factors, which lie the other way round
+        raise UserError(
+            f"{path} changes the embedding, which {base} uses for its output as well; llama.cpp cannot change only one",
+            hint="merge this adapter into its base and use the merged model",
+        )
+    lib = library()
+    listen(lib)
+    lines.clear()
+    adapter = lib.llama_adapter_lora_init(model, os.fsencode(path))
+    if not adapter:
+        raise UserError(
+            f"llama.cpp cannot put the adapter {path} on this model: {last_words()}",
+            hint="an adapter fits the model it was trained on; `tunesmith export RUN --to gguf-adapter` makes one",
+        )
+    return int(adapter)
+
+
+def _names(path: Path, name: bytes) -> bool:
+    """Whether a GGUF has a tensor of this name. Names stand behind their length in the header, the first megabytes of the file."""
+    with path.open("rb") as file:
+        return len(name).to_bytes(8, "little") + name in file.read(HEADER)
+
+
+def adapter_text(adapter: int, key: str) -> str | None:
+    """A text among the metadata of a loaded adapter; None when it has none of that name."""
+    lib = library()
+    room = lib.llama_adapter_meta_val_str(adapter, key.encode(), ctypes.create_string_buffer(1), 1)
+    if room < 0:
+        return None
+    buffer = ctypes.create_string_buffer(room + 1)
+    lib.llama_adapter_meta_val_str(adapter, key.encode(), buffer, room + 1)
+    return buffer.value.decode("utf-8", "replace")
 
 
 class Context:
@@ -129,6 +177,12 @@ class Context:
             self.close()
             raise other_layout("context size or thread count did not arrive")
         self.used = 0
+
+    def put_on(self, adapter: int) -> None:
+        """Answer with a loaded adapter's change of the weights from now on."""
+        adapters, scales = (ctypes.c_void_p * 1)(adapter), (ctypes.c_float * 1)(1.0)
+        if self.lib.llama_set_adapters_lora(self.pointer, adapters, 1, scales) != 0:
+            raise UserError(f"llama.cpp cannot use the adapter: {last_words()}")
 
     def clear(self) -> None:
         """Forget the sequence."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.chat.base import Messages, Sampling
 from tunesmith.chat.llama_library import library
-from tunesmith.chat.llama_model import Context, Vocabulary, load_model
+from tunesmith.chat.llama_model import Context, Vocabulary, adapter_text, load_adapter, load_model
 from tunesmith.config.errors import RenderError, UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class LlamaCppEngine:
     ``tokenizer`` is the Hugging Face tokenizer of the model: conversations are then rendered and tokenized by it, exactly as in
     training. Without it the template and the tokenizer stored in the GGUF are used, as Ollama's users get them.
     ``n_ctx`` is the longest sequence in tokens (default: what the model was trained for, at most 4096). ``threads`` defaults to the
-    physical cores. ``stop_token_ids`` end an answer besides the file's own end-of-generation tokens. Raises UserError when the
+    physical cores. ``adapter``, a GGUF LoRA, changes the weights while they are used; a chat template that it carries is the one it
+    was trained with and goes before the file's. ``stop_token_ids`` end an answer besides the file's own end-of-generation tokens. Raises UserError when the
     file cannot be loaded. llama.cpp's log goes to the logger ``tunesmith.llamacpp`` at debug level.
     """
 
@@ -33,13 +34,14 @@ class LlamaCppEngine:
         self,
         path: Path,
         *,
+        adapter: Path | None = None,
         tokenizer: Any = None,
         n_ctx: int | None = None,
         threads: int | None = None,
         stop_token_ids: Sequence[int] = (),
         name: str | None = None,
     ) -> None:
-        self.name = name or path.name
+        self.name = name or (path.name if adapter is None else f"{path.name}+{adapter.name}")
         self._tokenizer, self._stops = tokenizer, frozenset(stop_token_ids)
         self._model: int | None = load_model(path)
         self._context: Context | None = None
@@ -48,6 +50,11 @@ class LlamaCppEngine:
             trained = self.vocabulary.lib.llama_model_n_ctx_train(self._model)
             self.n_ctx = n_ctx or min(trained, 4096)
             self._context = Context(self._model, n_ctx=self.n_ctx, threads=threads or physical_cores())
+            self._template = self.vocabulary.chat_template()
+            if adapter is not None:
+                loaded = load_adapter(self._model, path, adapter)
+                self._context.put_on(loaded)
+                self._template = adapter_text(loaded, "tokenizer.chat_template") or self._template
         except BaseException:
             self.close()
             raise
@@ -66,36 +73,53 @@ class LlamaCppEngine:
             except Exception as error:
                 raise RenderError(f"the chat template cannot render this conversation: {error}") from error
             return [int(token) for token in found]
-        template = self.vocabulary.chat_template()
-        if template is None:
+        if self._template is None:
             raise RenderError(f"{self.name} holds no chat template", hint="export the model with its chat template")
-        return self.tokenize(render_template(template, messages, self.vocabulary))
+        return self.tokenize(render_template(self._template, messages, self.vocabulary))
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str]:
         """The answer, piece by piece; whole characters only. Stops at an end-of-generation token or a full context."""
-        context, prompt = self._open(), self.prompt(messages)
+        self._open()
+        prompt = self.prompt(messages)
         if len(prompt) >= self.n_ctx:
             raise UserError(
                 f"the conversation has {len(prompt)} tokens, the context holds {self.n_ctx}",
                 hint="shorten it, or open the engine with a longer context",
             )
-        choose = chooser(sampling)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        context.clear()
-        logits = context.feed(prompt, every=False)
-        for _ in range(min(sampling.max_tokens, self.n_ctx - len(prompt))):
-            token = choose(logits[0])
-            if self.vocabulary.ends(token) or token in self._stops:
+        for token in self._tokens(prompt, sampling):
+            if self._ends(token):
                 break
             text = decoder.decode(self.vocabulary.piece(token))
             if text:
                 yield text
-            if context.used >= self.n_ctx:
-                break
-            logits = self._open().feed([token], every=False)
         rest = decoder.decode(b"", final=True)
         if rest:
             yield rest
+
+    def answer_ids(self, prompt: Sequence[int], sampling: Sampling) -> tuple[list[int], bool]:
+        """The tokens of an answer to ``prompt`` (ids), and whether it came to its end within ``sampling.max_tokens``."""
+        found: list[int] = []
+        for token in self._tokens(prompt, sampling):
+            if self._ends(token):
+                return found, True
+            found.append(token)
+        return found, False
+
+    def _ends(self, token: int) -> bool:
+        return self.vocabulary.ends(token) or token in self._stops
+
+    def _tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """One token after another, end-of-generation tokens too, until nobody asks, ``max_tokens`` or a full context."""
+        context, choose = self._open(), chooser(sampling)
+        context.clear()
+        logits = context.feed(prompt, every=False)
+        for _ in range(min(sampling.max_tokens, self.n_ctx - len(prompt))):
+            token = choose(logits[0])
+            yield token
+            if context.used >= self.n_ctx:
+                break
+            logits = self._open().feed([token], every=False)
 
     def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
         """Natural-log probabilities of the next token after each position: float32, [len(tokens), vocabulary].

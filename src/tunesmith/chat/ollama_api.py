@@ -64,7 +64,10 @@ def remote_warning(url: str) -> str | None:
     if is_loopback(url):
         return None
     how = "" if url.startswith("https:") else ", unencrypted"
-    return f"{url} is another machine: the model and every question travel over the network{how}"
+    return (
+        f"{url} is another machine: the model and every question travel over the network{how}, and whoever reaches that "
+        "address can change its models, since Ollama asks for no password"
+    )
 
 
 def check_name(name: str) -> str:

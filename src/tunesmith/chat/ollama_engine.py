@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tunesmith.chat import ollama_api
-from tunesmith.chat.base import Messages, Sampling
-from tunesmith.config.errors import UserError
+from tunesmith.chat.base import Messages, NoDistributionError, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +37,7 @@ class OllamaEngine:
         ended = False
         try:
             parts = self._client.chat(
-                model=self.model, messages=list(messages), stream=True, options=_options(sampling)
+                model=self.model, messages=list(messages), stream=True, options=request_options(sampling)
             )
             for part in parts:
                 ended = bool(part.done)
@@ -54,8 +53,8 @@ class OllamaEngine:
             raise ollama_api.refused(doing, None, "the answer broke off before its end")
 
     def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
-        """Never: raises UserError."""
-        raise UserError(
+        """Never: raises NoDistributionError."""
+        raise NoDistributionError(
             f"{self.name} cannot tell the probabilities of every token: Ollama's API gives only the most likely few, as text",
             hint="compare the GGUF itself instead: llama.cpp runs the same file and tells them all",
         )
@@ -65,7 +64,8 @@ class OllamaEngine:
         self._client.close()
 
 
-def _options(sampling: Sampling) -> dict[str, float | int]:
+def request_options(sampling: Sampling) -> dict[str, float | int]:
+    """The ``options`` of a request that asks for `Sampling` and nothing else."""
     return {
         "num_predict": sampling.max_tokens,
         "temperature": sampling.temperature,

@@ -107,7 +107,8 @@ def chat(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_OR_MODEL", help="A run, a model (ID@base for a run's base), a .gguf file, or ollama:NAME."
+            metavar="RUN_OR_MODEL",
+            help="A run, a model (ID@base for a run's base), a .gguf file (with +adapter.gguf), ollama:NAME or URL#MODEL.",
         ),
     ],
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Ask this one thing and leave.")] = None,

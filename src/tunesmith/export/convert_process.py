@@ -5,13 +5,15 @@ dies with it. JOB.json holds ``converter`` (folder of convert_hf_to_gguf.py), ``
 ``settings`` (config.json in the words the converter reads), ``vocabulary`` (what to write instead of what the converter finds; see
 gguf_vocabulary.py), ``predicts_ahead`` (whether there are layers for predicting several tokens) and ``metadata`` (key -> string, flag, id
 or number, written whatever the converter found; ``{arch}`` in a key stands for the architecture); for ``outline`` and ``quantize`` see
-``quantize_process.py``.
+``quantize_process.py``. With ``adapter``, a folder with a LoRA for the model, that is converted by llama.cpp's convert_lora_to_gguf.py, and
+of the model only the config is read.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,13 @@ def main(job: dict[str, Any]) -> None:
         assert spec is not None and spec.loader is not None
         spec.loader.exec_module(process := importlib.util.module_from_spec(spec))
         process.install(gguf, ModelBase, job)
+    if job.get("adapter"):
+        script = Path(job["converter"]) / "convert_lora_to_gguf.py"
+        sys.argv = [
+            script.name, "--base", job["model"], "--outfile", job["out"], "--outtype", job["type"], job["adapter"],
+        ]  # fmt: skip
+        runpy.run_path(str(script), run_name="__main__")
+        return
     sys.argv = [
         "convert_hf_to_gguf.py", job["model"], "--outfile", job["out"], "--outtype", job["type"], "--model-name", job["name"],
     ]  # fmt: skip

@@ -31,7 +31,7 @@ class Modelfile:
 
     ``template`` is a Go text/template; None leaves the choice to the server. ``parameters`` are checked on construction
     (ExportError) and hold the types of `checked_parameters`. ``messages`` are example turns put before every
-    conversation. An empty text means the same as None, as it does to Ollama.
+    conversation. ``adapters``: GGUF LoRAs (paths relative to the Modelfile) that are put on it. An empty text means the same as None, as it does to Ollama.
     """
 
     from_: str
@@ -40,6 +40,7 @@ class Modelfile:
     parameters: Mapping[str, Value] = field(default_factory=dict)
     license: str | None = None
     messages: Sequence[Mapping[str, str]] = ()
+    adapters: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.from_.strip():
@@ -52,10 +53,12 @@ class Modelfile:
             if message["role"] not in ROLES:
                 raise ExportError(f"a Modelfile message has the role {message['role']!r}, it must be one of {ROLES}")
         object.__setattr__(self, "messages", messages)
+        object.__setattr__(self, "adapters", tuple(self.adapters))
 
     def render(self) -> str:
         """The file's text, ending in a line break. Raises ExportError for what Ollama's format cannot hold."""
         lines = [f"FROM {_quoted('FROM', self.from_, bare=True)}"]
+        lines += [f"ADAPTER {_quoted('ADAPTER', path, bare=True)}" for path in self.adapters]
         for keyword, text in (("TEMPLATE", self.template), ("SYSTEM", self.system)):
             if text is not None:
                 lines.append(f"{keyword} {_quoted(keyword, text)}")
@@ -75,10 +78,11 @@ class Modelfile:
 def parse(text: str) -> Modelfile:
     """Read a Modelfile the way Ollama does, dropping what Ollama drops. Raises ExportError with the keyword at fault.
 
-    ADAPTER, DRAFT, RENDERER, PARSER and REQUIRES are Ollama's too, but nothing here writes them: they are refused.
+    DRAFT, RENDERER, PARSER and REQUIRES are Ollama's too, but nothing here writes them: they are refused.
     """
     single: dict[str, str] = {}
     licenses: list[str] = []
+    adapters: list[str] = []
     messages: list[dict[str, str]] = []
     parameters: dict[str, list[str]] = {}
     for keyword, name, value in _commands(text):
@@ -88,6 +92,8 @@ def parse(text: str) -> Modelfile:
             messages.append({"role": name, "content": value})
         elif keyword == "license":
             licenses.append(value)
+        elif keyword == "adapter":
+            adapters.append(value)
         else:
             single[keyword] = value
     if "from" not in single:
@@ -99,6 +105,7 @@ def parse(text: str) -> Modelfile:
         parameters={name: from_text(name, values) for name, values in parameters.items()},
         license="\n".join(licenses),
         messages=messages,
+        adapters=adapters,
     )
 
 
@@ -149,7 +156,7 @@ def _commands(text: str) -> Iterator[tuple[str, str, str]]:
         else:
             keyword, at = _word(text, at)
             keyword = keyword.lower()
-            if keyword not in {"from", "template", "system", "license", "parameter", "message"}:
+            if keyword not in {"from", "template", "system", "license", "parameter", "message", "adapter"}:
                 raise ExportError(f"the Modelfile has the command {keyword.upper()!r}, which is not one written here")
             name = ""
             if keyword in {"parameter", "message"}:

@@ -1,8 +1,8 @@
-"""Deploy a GGUF to a running Ollama server, and prove that what the server has is what was sent.
+"""A running Ollama server: what can be asked of it, and how models are put there. One method per request.
 
-The way: digest of the file, upload unless the server has it, create, read back, ask one question. Protocol:
-https://docs.ollama.com/api and recorded exchanges with a real server (tests/recorded/ollama). It knows nothing of how
-the GGUF was made, and does not choose the template.
+Protocol: https://docs.ollama.com/api and recorded exchanges with a real server (tests/recorded/ollama). Requests are written
+here with httpx, and only the chat engine uses the official client: that one sends a file without asking whether it is there and without
+saying how far it is, drops fields of ``/api/show`` (system prompt, messages), and knows no ``_debug_render_only``.
 """
 
 from __future__ import annotations
@@ -10,52 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.chat import ollama_api
-from tunesmith.chat.base import Messages
-from tunesmith.config.errors import ExportError, ServerError
+from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.modelfile import Modelfile
-from tunesmith.export.ollama_shown import differences, notes
+from tunesmith.export.ollama_reply import Reply, asking_logprobs, read_reply
 
 if TYPE_CHECKING:
     import httpx
 
 CHUNK = 4 * 2**20
-QUESTION = "Answer in one short sentence: who are you?"
 
-
-@dataclass(frozen=True)
-class DeployReport:
-    """What was deployed and what was proved.
-
-    ``digest`` is the GGUF's SHA-256 in hex, ``uploaded_bytes`` 0 when the server had the file, ``replaced`` whether a
-    model of that name was there before. ``checks`` are the fields read back and found as intended. ``answer`` is the
-    reply to ``question`` with the model's own parameters, after ``seconds`` (loading included).
-    """
-
-    name: str
-    url: str
-    version: str
-    digest: str
-    size_bytes: int
-    uploaded_bytes: int
-    replaced: bool
-    capabilities: tuple[str, ...]
-    checks: tuple[str, ...]
-    question: str
-    answer: str
-    seconds: float
-    notes: tuple[str, ...] = ()
+Messages = Sequence[Mapping[str, Any]]
 
 
 class OllamaServer:
@@ -95,7 +68,7 @@ class OllamaServer:
         """Whether an Ollama server answers at the address; never raises, takes at most seconds."""
         try:
             self.version()
-        except ServerError:
+        except UserError:
             return False
         return True
 
@@ -110,15 +83,14 @@ class OllamaServer:
         response = self._send("POST", "/api/show", doing, accept=(404,), json={"model": ollama_api.check_name(name)})
         return None if response.status_code == 404 else self._json(response.text)
 
-    def rendered_prompt(self, name: str, messages: Messages) -> str | None:
+    def rendered_prompt(
+        self, name: str, messages: Messages, *, tools: Sequence[Any] = (), think: bool | None = None
+    ) -> str | None:
         """The text the server would give the model for this conversation, without the tokenizer's own beginning token.
 
         None when the server does not tell (it is asked through ``_debug_render_only``, which not every version knows).
         """
-        body = {
-            "model": name,
-            "messages": list(messages),
-            "stream": False,
+        body = self._chat_body(name, messages, tools, think) | {
             "options": {"num_predict": 1},
             "_debug_render_only": True,
         }
@@ -126,84 +98,73 @@ class OllamaServer:
         told = (found.get("_debug_info") or {}).get("rendered_template")
         return None if told is None else str(told)
 
-    def remove(self, name: str) -> bool:
-        """Take a model from the server (``/api/delete``); False when it has none of that name."""
-        doing = f"removing {name}"
-        body = {"model": ollama_api.check_name(name)}
-        return self._send("DELETE", "/api/delete", doing, accept=(404,), json=body).status_code != 404
+    def chat(
+        self,
+        name: str,
+        messages: Messages,
+        options: Mapping[str, Any],
+        *,
+        tools: Sequence[Any] = (),
+        think: bool | None = None,
+        top: int = 0,
+    ) -> Reply:
+        """One whole answer with the model's template. ``top``: tell so many of the most likely tokens at each step."""
+        body = self._chat_body(name, messages, tools, think) | {"options": dict(options)} | asking_logprobs(top)
+        found = self._answer("/api/chat", f"asking {name}", body)
+        message = found.get("message") or {}
+        return read_reply(found, str(message.get("content") or ""), str(message.get("thinking") or ""))
 
-    # --- deploying ------------------------------------------------------------------------------------------------
+    def complete(self, name: str, prompt: str, options: Mapping[str, Any], *, top: int = 0) -> Reply:
+        """What follows ``prompt`` as it stands (``raw``: no template; only the tokenizer's own beginning token is added)."""
+        body: dict[str, Any] = {"model": name, "prompt": prompt, "raw": True, "stream": False, "options": dict(options)}
+        found = self._answer("/api/generate", f"asking {name} to go on", body | asking_logprobs(top))
+        return read_reply(found, str(found.get("response") or ""))
 
-    def deploy(self, gguf: Path, name: str, modelfile: Modelfile, progress: Progress = SILENT) -> DeployReport:
-        """Make ``name`` answer from ``gguf`` with ``modelfile``'s template, system prompt, parameters and messages.
+    # --- changing -------------------------------------------------------------------------------------------------
 
-        Its ``from_`` is not used. A model of that name is replaced, as Ollama does. Raises UserError (name), ExportError
-        (the file, or a model that came out otherwise than intended) and ServerError.
+    def upload(self, path: Path, progress: Progress = SILENT) -> tuple[str, int]:
+        """Send a file unless the server has it. Returns its SHA-256 in hex and the bytes that were sent.
+
+        The server keeps nothing of a file that broke off: the next call begins again.
         """
-        ollama_api.check_name(name)
-        size = _check_gguf(gguf)
-        version = self.version()
-        if self.warning:
-            progress.say(self.warning)
-        replaced = self.show(name) is not None
-        if replaced:
-            progress.say(f"{name} exists on {self.url} and is replaced")
-        digest = sha256(gguf, progress)
-        uploaded = self._upload(gguf, size, digest, progress)
-        self._create(name, digest, modelfile, progress)
-        shown = self.show(name)
-        if shown is None:
-            raise ExportError(f"Ollama says that it created {name}, but does not have it")
-        wrong, proved = differences(shown, modelfile, digest)
-        if wrong:
-            raise ExportError(
-                f"{name} came out otherwise than intended: {'; '.join(wrong)}",
-                hint=f"do not use it: `ollama rm {name}` removes it, then update Ollama and deploy again",
-            )
-        progress.start(f"asking {name}")
-        began = time.monotonic()
-        answer = self._ask(name)
-        seconds = time.monotonic() - began
-        progress.finish(answer)
-        return DeployReport(
-            name=name,
-            url=self.url,
-            version=version,
-            digest=digest,
-            size_bytes=size,
-            uploaded_bytes=uploaded,
-            replaced=replaced,
-            capabilities=tuple(shown.get("capabilities") or ()),
-            checks=proved,
-            question=QUESTION,
-            answer=answer,
-            seconds=seconds,
-            notes=notes(shown, modelfile, answer),
-        )
-
-    def _upload(self, gguf: Path, size: int, digest: str, progress: Progress) -> int:
-        """Send the file unless the server has it; bytes sent."""
-        path = f"/api/blobs/sha256:{digest}"
-        doing = f"sending {gguf.name}"
-        if self._send("HEAD", path, doing, accept=(404,)).status_code == 200:
-            progress.say(f"the server has {gguf.name} already; nothing is sent again")
-            return 0
+        size, digest = path.stat().st_size, sha256(path, progress)
+        place = f"/api/blobs/sha256:{digest}"
+        doing = f"sending {path.name}"
+        if self._send("HEAD", place, doing, accept=(404,)).status_code == 200:
+            progress.say(f"the server has {path.name} already; nothing is sent again")
+            return digest, 0
         progress.start(f"send to {self.url}", size, "B")
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        self._send("POST", path, doing, content=_chunks(gguf, progress), headers=headers)
+        self._send("POST", place, doing, content=_chunks(path, progress), headers=headers)
         progress.finish()
-        return size
+        return digest, size
 
-    def _create(self, name: str, digest: str, modelfile: Modelfile, progress: Progress) -> None:
-        body: dict[str, Any] = {
-            "model": name,
-            "files": {"model.gguf": f"sha256:{digest}"},
-            "template": modelfile.template,
-            "system": modelfile.system,
-            "parameters": dict(modelfile.parameters),
-            "license": modelfile.license,
-            "messages": list(modelfile.messages),
-        }
+    def create(
+        self,
+        name: str,
+        *,
+        files: Mapping[str, str] | None = None,
+        adapters: Mapping[str, str] | None = None,
+        from_: str | None = None,
+        quantize: str | None = None,
+        modelfile: Modelfile | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Make the model ``name`` of uploaded ``files`` or of the model ``from_``, perhaps with ``adapters``, perhaps quantized there.
+
+        ``files`` and ``adapters``: file name -> SHA-256 in hex. ``modelfile``: its template, system prompt, parameters, licence and
+        messages are sent, its ``from_`` is not. A model of that name is replaced, as Ollama does.
+        """
+        body: dict[str, Any] = {"model": ollama_api.check_name(name), "from": from_, "quantize": quantize}
+        body["files"], body["adapters"] = _digests(files), _digests(adapters)
+        if modelfile is not None:
+            body |= {
+                "template": modelfile.template,
+                "system": modelfile.system,
+                "parameters": dict(modelfile.parameters),
+                "license": modelfile.license,
+                "messages": list(modelfile.messages),
+            }
         body = {key: value for key, value in body.items() if value}
         progress.start(f"create {name}")
         last = ""
@@ -215,22 +176,37 @@ class OllamaServer:
             raise ollama_api.refused(f"creating {name}", None, f"it stopped at {last!r} without saying why")
         progress.finish()
 
-    def _ask(self, name: str) -> str:
-        body = {
-            "model": name,
-            "messages": [{"role": "user", "content": QUESTION}],
-            "stream": False,
-            "options": {"num_predict": 32},
-        }
-        found = self._json(self._send("POST", "/api/chat", f"asking {name} its first question", json=body).text)
-        if "error" in found:
-            raise ollama_api.refused(f"asking {name} its first question", None, str(found["error"]))
-        return str((found.get("message") or {}).get("content") or "")
+    def copy(self, source: str, destination: str) -> None:
+        """Give a model a second name; a model that has it is replaced. No weights are copied."""
+        body = {"source": ollama_api.check_name(source), "destination": ollama_api.check_name(destination)}
+        self._send("POST", "/api/copy", f"naming {destination}", json=body)
+
+    def remove(self, name: str) -> bool:
+        """Take a model from the server (``/api/delete``); False when it has none of that name."""
+        doing = f"removing {name}"
+        body = {"model": ollama_api.check_name(name)}
+        return self._send("DELETE", "/api/delete", doing, accept=(404,), json=body).status_code != 404
+
+    def unload(self, name: str) -> None:
+        """Have the server forget the loaded model and every prompt it remembers of it."""
+        self._send("POST", "/api/generate", f"unloading {name}", json={"model": name, "keep_alive": 0})
 
     # --- HTTP -----------------------------------------------------------------------------------------------------
 
+    def _chat_body(self, name: str, messages: Messages, tools: Sequence[Any], think: bool | None) -> dict[str, Any]:
+        body: dict[str, Any] = {"model": name, "messages": [dict(m) for m in messages], "stream": False}
+        if tools:
+            body["tools"] = list(tools)
+        return body if think is None else body | {"think": think}
+
+    def _answer(self, path: str, doing: str, body: dict[str, Any]) -> dict[str, Any]:
+        found = self._json(self._send("POST", path, doing, json=body).text)
+        if "error" in found:
+            raise ollama_api.refused(doing, None, str(found["error"]))
+        return found
+
     def _send(self, method: str, path: str, doing: str, accept: Sequence[int] = (), **request: Any) -> httpx.Response:
-        """One exchange; any status of 400 or more that is not in ``accept`` is a ServerError."""
+        """One exchange; any status of 300 or more that is not in ``accept`` is a ServerError."""
         import httpx
 
         try:
@@ -277,10 +253,18 @@ def sha256(path: Path, progress: Progress = SILENT) -> str:
     return total.hexdigest()
 
 
-def manual_command(folder: Path, name: str) -> str:
-    """The command that does the same by hand with the folder's ``Modelfile``, quoted for this system's shell."""
-    command = ["ollama", "create", ollama_api.check_name(name), "-f", str(folder / "Modelfile")]
+def manual_command(modelfile: Path, name: str) -> str:
+    """The command that does the same by hand with a ``Modelfile``, quoted for this system's shell."""
+    command = ["ollama", "create", ollama_api.check_name(name), "-f", str(modelfile)]
     return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+
+
+def _digests(files: Mapping[str, str] | None) -> dict[str, str]:
+    """File name -> ``sha256:…``. Raises ExportError for a digest that is none, before anything is sent."""
+    for name, digest in (files or {}).items():
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise ExportError(f"{digest!r} is no SHA-256 in hex, for {name}", hint="upload the file first")
+    return {name: f"sha256:{digest}" for name, digest in (files or {}).items()}
 
 
 def _chunks(path: Path, progress: Progress) -> Iterator[bytes]:
@@ -288,19 +272,3 @@ def _chunks(path: Path, progress: Progress) -> Iterator[bytes]:
         while chunk := file.read(CHUNK):
             yield chunk
             progress.advance(len(chunk))
-
-
-def _check_gguf(path: Path) -> int:
-    """Size in bytes of a whole GGUF file. Raises ExportError for anything else, before a byte is sent."""
-    if not path.is_file():
-        raise ExportError(f"there is no file {path}", hint="export the model with `--to gguf` first")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ExportError(f"{path} is not a GGUF file", hint="export the model with `--to gguf` first")
-    if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
-        raise ExportError(
-            f"{path.name} is one part of a split GGUF, which Ollama cannot load",
-            hint="join the parts first: `llama-gguf-split --merge FIRST-PART OUT`",
-        )
-    return path.stat().st_size

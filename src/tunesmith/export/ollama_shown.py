@@ -14,22 +14,24 @@ NO_CHAT_FORMAT = "{{ .Prompt }}"
 """The template Ollama falls back to: the bare question, without the model's chat format."""
 
 
-def differences(shown: Mapping[str, Any], intended: Modelfile, digest: str) -> tuple[list[str], tuple[str, ...]]:
-    """(what differs, in words; the names of what was found as intended).
+def differences(
+    shown: Mapping[str, Any], intended: Modelfile, digest: str | None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """(what differs: its name -> words; the names of what was found as intended).
 
-    ``digest`` is the SHA-256 in hex of the GGUF the model must stand on. Fields that a server does not tell are neither.
+    ``digest`` is the SHA-256 in hex of the GGUF the model must stand on; None: of a file the server made itself. Fields that a server does not tell are neither.
     """
-    wrong: list[str] = []
+    wrong: dict[str, str] = {}
     proved: list[str] = []
 
     def check(what: str, same: bool, words: str) -> None:
         if same:
             proved.append(what)
         else:
-            wrong.append(words)
+            wrong[what] = words
 
     blobs = re.findall(r"^FROM .*?sha256[-:]([0-9a-f]{64})\s*$", shown.get("modelfile") or "", re.MULTILINE)
-    if blobs:
+    if blobs and digest is not None:
         check("weights", digest in blobs, f"its weights are the file {blobs[0][:12]}…, not {digest[:12]}…")
     for name in ("template", "system"):
         text = getattr(intended, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from tunesmith.config.progress import Progress
 from tunesmith.data.config import DataConfig
 from tunesmith.data.example import Chat, Example
 from tunesmith.data.load import bad_rows_error, load, load_set
+from tunesmith.evaluate.comparison_page import page
+from tunesmith.evaluate.held_out import HeldOut
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
-from tunesmith.render.conversation import Rendered
 from tunesmith.runs.folder import RunFolder, find_run
+from tunesmith.verbs.prompts import questions, with_system
 from tunesmith.verbs.targets import open_engine, reference_of, renderer_of, target_of
 from tunesmith.verbs.train import config_of_run
 
@@ -30,12 +31,17 @@ def run_comparison(
     limit: int = 12,
     max_tokens: int = 128,
     names: Sequence[str] = (),
+    system: str | None = None,
+    html: Path | None = None,
 ) -> tuple[Comparison, Path | None]:
-    """Compare ``models`` (references). Prompts: given ones, a file's, a data set's, else the held-out rows of the first run
-    among the models. With rows that have answers the held-out loss is measured too.
+    """Compare ``models`` (references). Prompts: given ones, a file's (``verbs.prompts``), a data set's, else the held-out rows of
+    the first run among the models. With rows that have answers the held-out loss is measured too. ``system``: a system prompt for
+    questions without one. ``html``: where a page of it is written too.
 
     Returns the comparison and, when a run is among the models, the folder of its artifacts that holds the report.
     """
+    if html is not None and html.is_dir():
+        raise UserError(f"{html} is a folder", hint="--html takes the name of a file, for example comparison.html")
     run = _first_run(models)
     rows: list[Chat] = []
     if data is not None:
@@ -52,18 +58,23 @@ def run_comparison(
             raise UserError(
                 f"run {run.id} held no rows out", hint='give prompts with -p "…", --prompts FILE or --data SET'
             )
-    asked = [*prompts, *(_read_prompts(prompts_file) if prompts_file is not None else [])]
-    questions = [Question(({"role": "user", "content": text},)) for text in asked]
-    questions += [Question(tuple(row.prompt()), row.answer()) for row in _spread(rows, max(0, limit - len(asked)))]
-    held_out = _rendered(models, rows, progress)
+    asked = questions(prompts, prompts_file, system)
+    for row in _spread(rows, max(0, limit - len(asked))):
+        asked.append(with_system(Question(tuple(row.prompt()), row.answer()), system))
+    held_out = _held_out(models, rows, progress)
     called = list(names) or list(models)
     openers = [(name, lambda m=model, n=name: open_engine(m, progress, name=n)) for model, name in zip(models, called)]
-    result = compare(openers, questions, held_out, Sampling(max_tokens=max_tokens), progress)
+    result = compare(openers, asked, held_out, Sampling(max_tokens=max_tokens), progress)
+    shown = page(result, " · ".join(called))
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(html, shown)
     folder = None
     if run is not None:
         folder = run.artifacts
         write_json(folder / "comparison.json", result.as_dict())
         write_atomic(folder / "comparison.md", result.markdown())
+        write_atomic(folder / "comparison.html", shown)
     return result, folder
 
 
@@ -91,36 +102,15 @@ def _first_run(models: Sequence[str]) -> RunFolder | None:
     return None
 
 
-def _rendered(models: Sequence[str], rows: Sequence[Chat], progress: Progress) -> list[Rendered]:
-    """The rows as tokens of the first model whose tokenizer is here."""
-    if not rows:
-        return []
-    for model in models:
-        if reference_of(model).kind not in ("ollama", "url") and not model.endswith(".gguf"):
-            renderer = renderer_of(target_of(model, progress))
-            return [renderer.render(row) for row in rows]
-    return []
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """One prompt per line (.txt), or a JSON list of texts."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file", hint="--prompts takes one prompt per line, or a JSON list of texts"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as prompts: {error}", hint="one prompt per line, or a JSON list of texts"
-        ) from error
-    if not isinstance(found, list) or not all(isinstance(p, str) for p in found):
-        raise UserError(f"{path}: expected a list of texts")
-    prompts = [p for p in found if p]
-    if not prompts:
-        raise UserError(f"{path}: there is no prompt in it")
-    return prompts
+def _held_out(models: Sequence[str], rows: Sequence[Chat], progress: Progress) -> HeldOut:
+    """The rows as the first model whose tokenizer is here reads them."""
+    for model in models if rows else ():
+        reference = reference_of(model)
+        if reference.kind not in ("ollama", "url") and not (
+            reference.kind == "path" and reference.path.suffix == ".gguf"
+        ):
+            return HeldOut.of(rows, renderer_of(target_of(model, progress)))
+    return HeldOut()
 
 
 def print_comparison(result: Comparison, *, most: int = 12) -> None:
@@ -144,17 +134,28 @@ def print_comparison(result: Comparison, *, most: int = 12) -> None:
             for candidate in result.candidates:
                 print(f"  {candidate.name}: {_plain(candidate.answers[i])}")
         print()
-    first = result.candidates[0]
-    for candidate in result.candidates:
-        if candidate.loss is None or candidate.perplexity is None:
-            continue
+    for line in _figures(result):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _figures(result: Comparison) -> list[str]:
+    """A line for each model that was measured, then what to know about the figures."""
+    first, lines = result.candidates[0], []
+    for one in result.candidates:
         change = ""
-        if candidate is not first and first.loss is not None and first.perplexity:
-            change = f"  (loss {candidate.loss - first.loss:+.4f}, perplexity {candidate.perplexity / first.perplexity - 1:+.0%})"
-        console.print(
-            f"{candidate.name}: held-out loss {candidate.loss:.4f}, perplexity {candidate.perplexity:.2f} over {candidate.tokens} tokens{change}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+        if not result.same_tokens and one.bits_per_byte is not None:
+            if one is not first and first.bits_per_byte is not None:
+                change = f"  ({one.bits_per_byte - first.bits_per_byte:+.4f})"
+            lines.append(f"{one.name}: {one.bits_per_byte:.4f} bits per byte{change}")
+        elif result.same_tokens and one.loss is not None and one.perplexity is not None:
+            if one is not first and first.loss is not None and first.perplexity:
+                change = (
+                    f"  (loss {one.loss - first.loss:+.4f}, perplexity {one.perplexity / first.perplexity - 1:+.0%})"
+                )
+            lines.append(
+                f"{one.name}: held-out loss {one.loss:.4f}, perplexity {one.perplexity:.2f} over {one.tokens} tokens{change}"
+            )
+    return [*lines, *result.notes()]
 
 
 def _plain(text: str) -> str:

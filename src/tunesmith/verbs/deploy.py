@@ -1,28 +1,34 @@
-"""``tunesmith deploy``: a run or model -> GGUF -> checks -> Ollama, or the one command to finish it."""
+"""``tunesmith deploy``: a run or model -> GGUF -> proof -> Ollama, or the one command to finish it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunesmith.chat.ollama_api import check_name
-from tunesmith.config.files import write_json
+from tunesmith.chat.ollama_api import address, check_name, is_loopback
+from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
-from tunesmith.evaluate.parity import Parity
-from tunesmith.export.ollama import DeployReport, OllamaServer, manual_command
+from tunesmith.export.deploy_report import Proof
+from tunesmith.export.ollama import OllamaServer, manual_command
+from tunesmith.export.ollama_deploy import DeployReport
+from tunesmith.export.ollama_deploy import deploy as put
+from tunesmith.export.ollama_quantize import check_quantize
 from tunesmith.verbs.gguf import GgufExport, gguf
-from tunesmith.verbs.proof import check_parity
+from tunesmith.verbs.proof import Evidence
+from tunesmith.verbs.prove import ProofFailed, Proving
 from tunesmith.verbs.targets import target_of
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """``report`` is None when no server answered; ``command`` then does the rest by hand."""
+    """``report`` is None when no server answered; ``command`` then does the rest by hand. ``proof`` is None without ``verify``."""
 
     made: GgufExport
     report: DeployReport | None
     command: str
     server: str
+    proof: Proof | None = None
 
 
 def deploy(
@@ -32,34 +38,84 @@ def deploy(
     *,
     level: str = "q8_0",
     url: str | None = None,
-    proved: tuple[GgufExport, Parity] | None = None,
+    verify: bool = True,
+    force: bool = False,
+    proved: tuple[GgufExport, Evidence] | None = None,
+    quantize_on_server: str | None = None,
 ) -> Deployment:
-    """Export ``text`` at ``level``, prove the file against the merged model, create ``name`` on the server, ask it once.
+    """Export ``text`` at ``level``, create ``name`` on the server at ``url``, prove that it is the model that was trained.
 
-    ``proved``: an export of ``text`` that was compared already. Raises UserError; nothing is sent before the local checks passed.
+    Without a server everything up to it is done and proved in this process. ``verify`` False: nothing is proved but what the
+    server reads back. ``force``: a model whose proof fails is served all the same. ``proved``: an export of ``text`` whose numbers
+    were compared already. ``quantize_on_server``: the file is sent in 16 or 32 bits, and the server makes this level of it. Raises UserError, and ProofFailed: the server then has what it had before.
     """
     check_name(name)
-    target = target_of(text, progress)
-    if proved is None:
-        made = gguf(target, progress, level=level, reuse=True)
-        figures = check_parity(target, [made], progress)[0]
-    else:
-        made, figures = proved
+    check_address(url)
+    there = None if quantize_on_server is None else check_quantize(quantize_on_server, level)
     with OllamaServer(url) as server:
-        if url is not None or server.alive():
-            if server.warning:
-                progress.say(f"warning: {server.warning}")
-            report: DeployReport | None = server.deploy(made.file, name, made.content, progress)
-        else:
-            report = None
-        address = server.url
-    folder = target.run.artifacts if target.run is not None else made.file.parent
-    record: dict[str, Any] = {
-        "name": name,
-        "gguf": str(made.file),
-        "level": level,
-        "parity": figures.as_dict(),
-        "template": made.template_reason,
-    }
-    write_json(folder / "deploy_report.json", record | {"server": asdict(report) if report is not None else None})
-    return Deployment(made, report, manual_command(made.file.parent, name), address)
+        if url is not None:
+            server.version()  # who names a server means it: said before the long work
+        target = target_of(text, progress)
+        made, evidence = proved or (gguf(target, progress, level=level, reuse=True), None)
+        command = manual_command(made.modelfile, name) + ("" if there is None else f" --quantize {there}")
+        if not verify:
+            alive = url is not None or server.alive()
+            report = put(server, made.file, name, made.content, progress, quantize=there) if alive else None
+            return Deployment(made, report, command, server.url)
+        with Proving(target, made, progress, force=force, made_there=there) as proving:
+            facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
+            if not proving.local(evidence):
+                outcome = "Nothing was sent to a server."
+            elif url is not None or server.alive():
+                report, outcome, facts = _on_server(proving, server, name, facts, progress)
+                if report is not None:
+                    proof = proving.record(name, outcome, facts, asdict(report))
+                    return Deployment(made, report, command, server.url, proof)
+            elif proving.alone():
+                facts |= {"to_finish": command}
+                outcome = f"No Ollama server answers at {server.url}; proved in llama.cpp here. To finish: {command}"
+                proof = proving.record(name, outcome, facts, None)
+                return Deployment(made, None, command, server.url, proof)
+            else:
+                outcome = f"No Ollama server answers at {server.url}; proved in llama.cpp here."
+            raise ProofFailed(proving.record(name, outcome, facts, None), proving.page)
+
+
+def _on_server(
+    proving: Proving, server: OllamaServer, name: str, facts: dict[str, str], progress: Progress
+) -> tuple[DeployReport | None, str, dict[str, str]]:
+    """(the report, None when the proof failed; what became of the model; facts with the server's)."""
+
+    class Refused(Exception):
+        """Leaves the deployment: the model on trial is removed."""
+
+    def prove(trial: str, shown: Mapping[str, Any], wrong: Mapping[str, str]) -> None:
+        if not proving.on_server(server, trial, shown, wrong):
+            raise Refused
+
+    there = server.show(name) is not None
+    facts = facts | {"server": server.url, "server_version": server.version()}
+    try:
+        report = put(
+            server, proving.made.file, name, proving.made.content, progress, prove=prove, quantize=proving.made_there
+        )
+    except Refused:
+        kept = f"the {name} that was there before answers as before" if there else f"there is no {name} on the server"
+        return None, f"The model on trial was removed from {server.url}; {kept}.", facts
+    facts |= {"sha256": report.digest}
+    forced = " It is served by force, against its proof." if proving.broken else ""
+    return (
+        report,
+        f"{name} answers at {server.url}{', in place of the model of that name before' if there else ''}.{forced}",
+        facts,
+    )
+
+
+def check_address(url: str | None) -> None:
+    """Another machine is deployed to only by ``--url``. Raises UserError when OLLAMA_HOST alone names one."""
+    found = address(url)
+    if url is None and not is_loopback(found):
+        raise UserError(
+            f"OLLAMA_HOST names another machine, {found}",
+            hint=f"to deploy there, say so: --url {found} (whoever reaches that server can change its models: it asks for no password)",
+        )

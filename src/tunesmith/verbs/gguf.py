@@ -65,12 +65,17 @@ def gguf(
 def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelfile, str]:
     """The Modelfile of a merged model: template found by comparison, stops, context length, sampling, licence."""
     from tunesmith.export.gguf_file import read_gguf
+
+    adds_bos = bool(read_gguf(gguf_file).metadata.get("tokenizer.ggml.add_bos_token", False))
+    return modelfile_of(replace_folder(target, merged), target, merged, f"./{gguf_file.name}", adds_bos)
+
+
+def modelfile_of(renderer: Any, target: Target, merged: Path, from_: str, adds_bos: bool) -> tuple[Modelfile, str]:
+    """The same for a model that Ollama knows as ``from_``; ``merged`` holds its config, its sampling settings and its licence."""
     from tunesmith.export.go_template import choose, model_template
     from tunesmith.render.stop import end_of_turn_token
 
-    renderer = replace_folder(target, merged)
     tokenizer = renderer.tokenizer
-    adds_bos = bool(read_gguf(gguf_file).metadata.get("tokenizer.ggml.add_bos_token", False))
     choice = choose(
         lambda messages, generation: renderer.text(messages, generation=generation),
         (tokenizer.bos_token or "") if adds_bos else "",
@@ -90,7 +95,7 @@ def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelf
     licences = [p for p in sorted(merged.iterdir()) if p.name.upper().startswith(("LICENSE", "LICENCE"))]
     licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else None
     content = Modelfile(
-        from_=f"./{gguf_file.name}", template=choice.template.text if choice.template is not None else None,
+        from_=from_, template=choice.template.text if choice.template is not None else None,
         parameters=parameters, license=licence,
     )  # fmt: skip
     try:

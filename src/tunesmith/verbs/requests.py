@@ -82,8 +82,12 @@ class DeployRequest(Config):
         choices=load(TARGETS, "gguf").LEVELS,
     )
     """Numbers of the GGUF."""
-    url: str | None = setting(None, zh="Ollama 服务器的地址；默认 OLLAMA_HOST，否则为本机。")
-    """The Ollama server; by default OLLAMA_HOST, else this machine."""
+    url: str | None = setting(None, zh="Ollama 服务器的地址；默认为本机（OLLAMA_HOST）。")
+    """The Ollama server; by default the one on this machine (OLLAMA_HOST)."""
+    verify: bool = setting(True, zh="证明所提供的模型就是训练出来的那个。")
+    """Prove that the served model is the trained one."""
+    force: bool = setting(False, zh="即使证明失败也提供该模型。")
+    """Serve it even if the proof fails."""
 
 
 class CompareRequest(Config):

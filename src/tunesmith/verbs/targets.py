@@ -201,18 +201,33 @@ def open_weights(target: Target, *, precision: str = "auto", as_trained: bool = 
 
 
 def open_engine(text: str, progress: Progress, *, name: str | None = None) -> Engine:
-    """Something that answers, from any reference: a run, a model, a GGUF, or a model in Ollama."""
+    """Something that answers, from any reference: a run, a model, a GGUF (perhaps with a GGUF adapter), or a model behind a server."""
     reference = reference_of(text)
     if reference.kind == "ollama":
         from tunesmith.chat.ollama_engine import OllamaEngine
 
         return OllamaEngine(reference.name)
     if reference.kind == "url":
-        raise UserError(f"{text}: OpenAI-style servers cannot be asked yet", hint="use ollama:NAME, a run or a model")
-    if reference.kind == "path" and reference.path.suffix == ".gguf":
+        from tunesmith.chat.openai_engine import OpenAIEngine
+
+        asked = OpenAIEngine(str(reference.url), reference.name, name=name or text)
+        if asked.warning:
+            progress.say(f"warning: {asked.warning}")
+        return asked
+    adapter = reference.adapter
+    as_gguf = adapter is not None and adapter.kind == "path" and adapter.path.suffix == ".gguf"
+    if reference.kind == "path" and reference.path.suffix == ".gguf" and (adapter is None or as_gguf):
         from tunesmith.chat.llamacpp import LlamaCppEngine
 
-        return LlamaCppEngine(reference.path, name=name or reference.path.name)
+        change = adapter.path if adapter is not None else None
+        return LlamaCppEngine(
+            reference.path, adapter=change, name=name or (reference.path.name if change is None else text)
+        )
+    if as_gguf:
+        raise UserError(
+            f"{text}: an adapter as GGUF is put on a base as GGUF, {reference.base} is none",
+            hint="use the folder of the adapter with this base, or the base as a .gguf file",
+        )
     from tunesmith.chat.transformers_engine import TransformersEngine
 
     target = target_of(text, progress)

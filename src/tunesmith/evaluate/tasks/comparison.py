@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunesmith.chat.base import Engine, Sampling, answer
-from tunesmith.config.errors import UserError
 from tunesmith.config.progress import SILENT, Progress
-from tunesmith.render.conversation import Rendered
+from tunesmith.evaluate.held_out import HeldOut
+
+OTHER_TOKENS = "these models cut text into different tokens, so their losses per token cannot be compared; bits per byte of the text can"
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,17 @@ class Question:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One engine's answers, in the order of the questions. ``loss`` is the mean over learned tokens in nats, None when
-    the engine does not tell distributions; ``perplexity`` = exp(loss)."""
+    """One engine's answers, in the order of the questions. ``loss`` is the mean over learned tokens in nats, ``perplexity`` =
+    exp(loss); both None when the engine does not tell distributions, or cuts text into other tokens than the first model that does:
+    then ``bits_per_byte`` of the learned text compares them. ``why`` says why figures are missing."""
 
     name: str
     answers: tuple[str, ...]
     loss: float | None
     perplexity: float | None
     tokens: int
+    bits_per_byte: float | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,35 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def same_tokens(self) -> bool:
+        """Whether every model that was measured reads the rows as the same tokens, so that losses can be compared."""
+        return not any(c.bits_per_byte is not None and c.loss is None for c in self.candidates)
+
+    def figures(self) -> list[list[str]]:
+        """A table: its head, then a row for each model. Only the head when nothing was measured."""
+        same = self.same_tokens
+        rows = [["model", "held-out loss", "perplexity"] if same else ["model", "bits per byte"]]
+        if all(c.bits_per_byte is None for c in self.candidates):
+            return rows
+        for c in self.candidates:
+            values = (c.loss, c.perplexity) if same else (c.bits_per_byte,)
+            digits = (4, 2) if same else (4,)
+            rows.append([c.name, *("–" if v is None else f"{v:.{d}f}" for v, d in zip(values, digits))])
+        return rows
+
+    def notes(self) -> list[str]:
+        """What to know about the figures."""
+        found = [] if self.same_tokens else [OTHER_TOKENS]
+        return found + [f"{c.name} was not measured: {c.why}" for c in self.candidates if c.why]
+
     def markdown(self) -> str:
         """The comparison as a page of Markdown."""
         lines = ["# Comparison", ""]
-        if any(c.loss is not None for c in self.candidates):
-            lines += ["| model | held-out loss | perplexity |", "|---|---|---|"]
-            for c in self.candidates:
-                figures = "– | –" if c.loss is None or c.perplexity is None else f"{c.loss:.4f} | {c.perplexity:.2f}"
-                lines.append(f"| {c.name} | {figures} |")
-            lines.append("")
+        head, *rows = self.figures()
+        if rows:
+            lines += ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+            lines += ["", *self.notes(), ""]
         for i, question in enumerate(self.questions):
             lines += [f"## {i + 1}. {_one_line(question.text)}", ""]
             lines += [f"- **{c.name}**: {_one_line(c.answers[i])}" for c in self.candidates]
@@ -71,7 +95,7 @@ class Comparison:
 def compare(
     openers: Sequence[tuple[str, Callable[[], Engine]]],
     questions: Sequence[Question],
-    held_out: Sequence[Rendered],
+    held_out: HeldOut,
     sampling: Sampling,
     progress: Progress = SILENT,
 ) -> Comparison:
@@ -86,37 +110,14 @@ def compare(
                 answers.append(answer(engine, list(question.messages), sampling).strip())
                 progress.advance(1)
             progress.finish()
-            loss, tokens = _loss(engine, held_out)
+            found = held_out.measure(engine)
         finally:
             engine.close()
-        perplexity = None if loss is None else math.exp(min(loss, 700.0))
-        candidates.append(Candidate(name, tuple(answers), loss, perplexity, tokens))
+        perplexity = None if found.loss is None else math.exp(min(found.loss, 700.0))
+        candidates.append(
+            Candidate(name, tuple(answers), found.loss, perplexity, found.tokens, found.bits_per_byte, found.why)
+        )
     return Comparison(tuple(questions), tuple(candidates))
-
-
-def _loss(engine: Engine, held_out: Sequence[Rendered]) -> tuple[float | None, int]:
-    if not held_out:
-        return None, 0
-    try:
-        return held_out_loss(engine, held_out)
-    except UserError:  # a server, which tells no distribution
-        return None, 0
-
-
-def held_out_loss(engine: Engine, held_out: Sequence[Rendered]) -> tuple[float, int]:
-    """Mean of -log p(x_t | x_<t) over the learned tokens of all rows (nats), and how many tokens that is."""
-    import numpy as np
-
-    total, count = 0.0, 0
-    for row in held_out:
-        logprobs = engine.logprobs(row.ids)
-        learned = np.flatnonzero(np.asarray(row.mask[1:]))
-        targets = np.asarray(row.ids[1:])[learned]
-        total -= float(logprobs[learned, targets].astype(np.float64).sum())
-        count += len(learned)
-    if count == 0:
-        raise UserError("the held-out rows have no learned token")
-    return total / count, count
 
 
 def _one_line(text: str) -> str:
