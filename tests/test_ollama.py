@@ -21,6 +21,7 @@ from tunesmith.export.go_template import PROBES, render_as_ollama
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer, manual_command, sha256
 from tunesmith.export.ollama_deploy import QUESTION, deploy
+from tunesmith.export.ollama_reply import read_reply
 from tunesmith.export.ollama_shown import differences, go_unquote, shown_parameters
 
 TEMPLATE = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
@@ -424,6 +425,17 @@ def test_parameters_as_go_prints_them() -> None:
         "num_ctx": 2097152,
     }
     assert go_unquote("bare") == "bare"
+
+
+def test_probabilities_as_a_real_server_told_them() -> None:
+    told = recorded("chat-logprobs")["response"]["json"]
+    reply = read_reply(told, told["message"]["content"])
+    assert (reply.text, reply.done_reason, reply.tokens) == ("The capital of France", "length", 4)
+    assert [len(step) for step in reply.top] == [3, 3, 3, 3]
+    assert reply.top[0][0] == (b"The", pytest.approx(-0.6411, abs=1e-4))
+    half = {"logprobs": [{"top_logprobs": [{"token": "\ufffd", "bytes": [228, 189], "logprob": -1.0}]}]}
+    assert read_reply(half, "").top == (((b"\xe4\xbd", -1.0),),), "half a character is told by its bytes"
+    assert read_reply({}, "").prompt_tokens == 0
 
 
 # --- the engine ----------------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def test_each_damage_turns_its_check_red(ready: Ready, server: FakeOllama, damag
         proof = ready.deploy(server.url, made=made).proof
         assert server.models["m:x"]["digest"] != "sha256:old"
     else:
-        with pytest.raises(ProofFailed, match="the proof failed") as caught:
+        with pytest.raises(ProofFailed, match="The proof failed") as caught:
             ready.deploy(server.url, made=made)
         proof = caught.value.proof
         assert "answers as before" in proof.outcome
@@ -229,7 +229,7 @@ def test_a_damaged_file_is_never_sent(ready: Ready, server: FakeOllama, tmp_path
     assert failed(proof) == {3 if damage == "weights" else 2}
     assert made.file.exists() == (damage != "weights"), "a file of other numbers is renamed"
     if damage == "pre-tokenizer":
-        with pytest.raises(ProofFailed, match="Nothing was sent"):
+        with pytest.raises(ProofFailed, match="before anything was sent"):
             ready.deploy(server.url, made=made)
         assert not any(path.startswith("/api/blobs") for _, path, _ in server.requests)
 

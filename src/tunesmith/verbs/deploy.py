@@ -65,7 +65,7 @@ def deploy(
         with Proving(target, made, progress, force=force, made_there=there) as proving:
             facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
             if not proving.local(evidence):
-                outcome = "Nothing was sent to a server."
+                outcome = "The proof failed before anything was sent to a server."
             elif url is not None or server.alive():
                 report, outcome, facts = _on_server(proving, server, name, facts, progress)
                 if report is not None:
@@ -77,7 +77,7 @@ def deploy(
                 proof = proving.record(name, outcome, facts, None)
                 return Deployment(made, None, command, server.url, proof)
             else:
-                outcome = f"No Ollama server answers at {server.url}; proved in llama.cpp here."
+                outcome = f"The proof failed in llama.cpp here; no Ollama server answers at {server.url}."
             raise ProofFailed(proving.record(name, outcome, facts, None), proving.page)
 
 
@@ -101,7 +101,7 @@ def _on_server(
         )
     except Refused:
         kept = f"the {name} that was there before answers as before" if there else f"there is no {name} on the server"
-        return None, f"The model on trial was removed from {server.url}; {kept}.", facts
+        return None, f"The proof failed: the model on trial was removed from {server.url}; {kept}.", facts
     facts |= {"sha256": report.digest}
     forced = " It is served by force, against its proof." if proving.broken else ""
     return (

@@ -27,8 +27,9 @@ class ProofFailed(ExportError):
     def __init__(self, proof: Proof, page: Path) -> None:
         failed = "; ".join(f"{check.number} {check.name}: {check.figures[0]}" for check in proof.broken)
         super().__init__(
-            f"{proof.name}: the proof failed. {failed}. {proof.outcome}",
-            hint=f"what each check means and what to do: {page}; --force serves the model all the same",
+            f"{proof.name}: {failed}. {proof.outcome}",
+            hint=f"what each check means and what to do: {page}"
+            + ("" if any(check.number == 3 for check in proof.broken) else "; --force serves the model all the same"),
         )
         self.proof = proof
 
