@@ -12,10 +12,11 @@ import learned_runs
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT
 from tunesmith.runs.folder import RunFolder
-from tunesmith.verbs import merged, proof
+from tunesmith.verbs import making, merged, proof
 from tunesmith.verbs.export import export
-from tunesmith.verbs.merged import place_for
 from tunesmith.verbs.targets import target_of
+
+HF, ADAPTER = making.plugin_of("hf"), making.plugin_of("adapter")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def test_card_and_answer(run: RunFolder, tmp_path: Path) -> None:
     target = target_of(str(run.path), SILENT)
-    assert place_for(target, "hf") == run.artifacts / "small-step-6-hf"
+    assert making.place_of(target, HF, HF.Config()) == run.artifacts / "hf-step-6"
     place, said = export(str(run.path), "hf", SILENT, out=tmp_path / "out")
     report = dict(line.split(": ", 1) for line in said)
     assert report["asked"] == merged.QUESTION and report["answer"]
@@ -46,20 +47,20 @@ def test_earlier_checkpoint_tells_its_own_figures(run: RunFolder, monkeypatch: p
     monkeypatch.setenv("TUNESMITH_RUNS", str(run.path.parent))
     lines = provenance(target_of(f"run:{run.id}@step-3", SILENT))
     assert any(line.startswith("3 steps") for line in lines)
-    assert place_for(target_of(f"run:{run.id}@step-3", SILENT), "hf").name == "small-step-3-hf"
+    assert making.place_of(target_of(f"run:{run.id}@step-3", SILENT), HF, HF.Config()).name == "hf-step-3"
     assert provenance(target_of(f"run:{run.id}@base", SILENT)) == []
 
 
 def test_adapter_alone(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapter of a run on its base answers as the run; one that does not gets no name."""
     target = target_of(str(run.path), SILENT)
-    report = merged.adapter_only(target, SILENT, tmp_path / "out")
+    report = making.make(target, ADAPTER, ADAPTER.Config(), SILENT, out=tmp_path / "out").report
     assert report.checks["compared"].startswith("with base") and report.checks["loads"]
     assert "method lora (rank 4)" in (report.out / "README.md").read_text(encoding="utf-8")
     assert not (report.out / "optimizer.safetensors").exists() and not (report.out / "trainer.json").exists()
     monkeypatch.setattr(proof, "MERGE_BOUND", -1.0)
     with pytest.raises(ExportError, match="does not answer"):
-        merged.adapter_only(target, SILENT, tmp_path / "second")
+        making.make(target, ADAPTER, ADAPTER.Config(), SILENT, out=tmp_path / "second")
     assert not (tmp_path / "second").exists()
 
 

@@ -184,7 +184,7 @@ def test_a_merge_that_loses_the_adapter_is_found_out(run: RunFolder, tiny: Path)
     from tunesmith.verbs.targets import target_of
 
     target = target_of(run.id, SILENT)
-    check_merge(target, merged_folder(target, SILENT)[0], SILENT)
+    check_merge(target, merged_folder(target, SILENT), SILENT)
     with pytest.raises(ExportError, match="does not answer as the trained one does"):
         check_merge(target, tiny, SILENT)
 

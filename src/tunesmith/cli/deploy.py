@@ -58,7 +58,7 @@ def deploy(
     level: Annotated[
         str | None, typer.Option("--level", help="GGUF numbers: f32, f16, bf16 or q8_0 (default).")
     ] = None,
-    form: Annotated[
+    as_: Annotated[
         str, typer.Option("--as", help="model (merged), or adapter: a GGUF LoRA on a base that Ollama has (--on).")
     ] = "model",
     on: Annotated[str | None, typer.Option("--on", help="With --as adapter: the base's name in Ollama.")] = None,
@@ -78,16 +78,16 @@ def deploy(
     if to != "ollama":
         raise UserError(f"cannot deploy to {to!r}", hint="only ollama is built in")
     level = None if level is None else level.lower()
-    if form == "adapter":
+    if as_ == "adapter":
         if force or not verify:
             raise UserError(
                 "--force and --no-verify belong to --as model", hint="an adapter is always proved: leave them out"
             )
         _deploy_adapter(model, name, on, level, url, quantize_on_server)
         return
-    if form != "model" or on is not None:
+    if as_ != "model" or on is not None:
         raise UserError(
-            f"--as {form} is unknown" if form != "model" else "--on belongs to --as adapter", hint="--as model or --as adapter --on NAME"
+            f"--as {as_} is unknown" if as_ != "model" else "--on belongs to --as adapter", hint="--as model or --as adapter --on NAME"
         )  # fmt: skip
     from tunesmith.verbs.deploy import deploy as verb
     from tunesmith.verbs.prove import ProofFailed

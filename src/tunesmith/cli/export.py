@@ -18,7 +18,7 @@ EXAMPLES = (
     "export last --to gguf --levels usual --keep recommended",
     "export last --to gguf --target-size 4GB",
     "export last --to gguf --max-kl 0.05",
-    "export last --to hf max_shard_size=2",
+    "export last --to hf max_shard_size=2 --push org/name",
 )
 
 
@@ -79,13 +79,31 @@ def export(
     report_rows: Annotated[
         int, typer.Option("--report-rows", min=1, help="So many held-out rows are measured, and text in proportion.")
     ] = 16,
+    push: Annotated[
+        str | None, typer.Option("--push", help="Send the result to a hub too: org/name, hf:org/name or ms:org/name.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public/--private", help="Whether everybody can see what --push sends.")
+    ] = False,
 ) -> None:
-    from tunesmith.verbs.export import Choice
+    from tunesmith.config.errors import UserError
+    from tunesmith.verbs.export import Choice, Push
     from tunesmith.verbs.export import export as verb
 
+    if public and push is None:
+        raise UserError("--public says who sees what --push sends", hint="add --push org/name, or leave --public out")
     choice = Choice(levels, target_size, max_kl, keep, report, report_rows)
     place, checks = verb(
-        model, to, progress(), settings=settings or (), out=out, level=level, base=base, data=data, choice=choice
+        model,
+        to,
+        progress(),
+        settings=settings or (),
+        out=out,
+        level=level,
+        base=base,
+        data=data,
+        choice=choice,
+        onto=Push(push, public) if push is not None else None,
     )
     for line in checks:
         print(f"  {line}", file=sys.stderr)

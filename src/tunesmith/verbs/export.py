@@ -12,11 +12,13 @@ from tunesmith.config.base import Config
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_report import QualityReport
+from tunesmith.hub.push import destination
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.levels import FULL, Maker, base_speed, bytes_of, chosen_levels, for_kl, for_size, make_levels
 from tunesmith.verbs.making import config_of, label_of, levels_of, make, named, place_of, plugin_of
 from tunesmith.verbs.proof import check_merge, check_parity, in_words
+from tunesmith.verbs.push import check_push, push
 from tunesmith.verbs.quality import Quality, print_quality, quality_folder
 from tunesmith.verbs.quality_texts import ROWS
 from tunesmith.verbs.targets import Target, target_of
@@ -35,6 +37,14 @@ class Choice:
     rows: int = ROWS
 
 
+@dataclass(frozen=True)
+class Push:
+    """Where the result goes besides: ``to`` as in ``hf:org/name`` or ``ms:org/name``."""
+
+    to: str
+    public: bool = False
+
+
 def export(
     text: str,
     to: str,
@@ -46,20 +56,35 @@ def export(
     base: str | None = None,
     data: str | None = None,
     choice: Choice = Choice(report=False),
+    onto: Push | None = None,
 ) -> tuple[Path, list[str]]:
     """Export ``text`` (a run or model) ``to`` a target with its ``key=value`` settings. Returns where it lies and what was
     checked, in words; the quality report is printed on stderr.
 
     ``level``: short for ``level=…``. ``base``: the 16-bit original of a base that is stored quantized; the adapter is merged
-    into it. ``data``: a set to calibrate with and to measure on. Raises UserError; unknown targets and settings before anything
-    is downloaded.
+    into it. ``data``: a set to calibrate with and to measure on. ``onto``: a hub that gets the result. Raises UserError; unknown
+    targets and settings before anything is downloaded, and a push that is not possible before anything is made.
     """
     plugin = plugin_of(to)
     _check(plugin, settings, level, choice)
     several = chosen_levels(plugin, choice.levels) if choice.levels is not None else ()
     limit = bytes_of(choice.target_size) if choice.target_size is not None else None
     config = config_of(plugin, settings, several[0] if several else level)
+    if onto is not None:
+        destination(onto.to)
     target = quantized.on_original(target_of(text, progress), base, progress)
+    if onto is not None:
+        check_push(onto.to, target)
+    place, lines = _made(target, plugin, config, progress, settings, out, data, several, limit, choice)
+    if onto is not None:
+        lines.append(f"pushed: {push(place, onto.to, progress, public=onto.public)}")
+    return place, lines
+
+
+def _made(
+    target: Target, plugin: ModuleType, config: Config, progress: Progress, settings: Sequence[str], out: Path | None,
+    data: str | None, several: Sequence[str], limit: int | None, choice: Choice,
+) -> tuple[Path, list[str]]:  # fmt: skip
     if several or limit is not None or choice.max_kl is not None:
         maker = Maker(target, plugin, settings, progress, out, data)
         if several:

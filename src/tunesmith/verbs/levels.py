@@ -76,7 +76,7 @@ class Maker:
     """What was made here, and was not there before."""
 
     def __post_init__(self) -> None:
-        self.merged = merged_folder(self.target, self.progress)[0]
+        self.merged = merged_folder(self.target, self.progress)
 
     def config(self, level: str) -> Config:
         return config_of(self.plugin, self.settings, level)

@@ -150,7 +150,7 @@ def make(
             f"{place} exists already", hint="choose another --out, or remove it first; nothing was changed"
         )
     learned = getattr(plugin, "SOURCE", "merged") == "learned"
-    merged = None if learned else merged_folder(target, progress)[0]
+    merged = None if learned else merged_folder(target, progress)
     if place.exists():
         return Made(place, Report(place, size_of(place)), merged)
     source = merged or target.learned or target.base.folder
@@ -164,8 +164,8 @@ def make(
         offers["stop_token_ids"] = stop_token_ids(renderer_of(target))
     if "told" in asked:
         offers["told"] = provenance(target)
-    if "prove" in asked:  # an adapter alone is no model that could answer; its target reads it back
-        offers["prove"] = lambda folder: prove(target, folder, progress) if (folder / "config.json").is_file() else {}
+    if "prove" in asked:
+        offers["prove"] = lambda folder: prove(target, folder, progress)
     tokens = tokens_wanted(plugin, config)
     if tokens and "calibration" not in offers:
         offers["calibration"] = calibration_rows(target, source, tokens, 0, data, progress=progress)

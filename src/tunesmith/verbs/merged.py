@@ -11,7 +11,6 @@ from typing import Any
 from tunesmith.config.errors import ExportError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
-from tunesmith.export.base import Report
 from tunesmith.verbs.provenance import provenance
 from tunesmith.verbs.targets import Target, open_weights, renderer_of
 
@@ -28,51 +27,33 @@ def slug(target: Target) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "model"
 
 
-def place_for(target: Target, to: str) -> Path:
-    """Where an export of ``target`` goes when nothing else is said: with the run, and with the step in its name."""
+def merged_folder(target: Target, progress: Progress) -> Path:
+    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once)."""
+    if target.learned is None:
+        return target.base.folder
     parent = target.run.artifacts if target.run is not None else Path.cwd()
-    step = f"-{target.learned.name}" if target.learned is not None and target.learned.name.startswith("step-") else ""
-    name = slug(target)
-    return parent / f"{name}{'' if name.endswith(step) else step}-{to}"
-
-
-def merged_folder(
-    target: Target, progress: Progress, out: Path | None = None, **settings: Any
-) -> tuple[Path, Report | None]:
-    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once).
-
-    With ``out`` the new folder gets its name after it was compared with the model as trained and answered a question.
-    ``settings`` are those of the target ``hf``.
-    """
-    if target.learned is None and out is None:
-        return target.base.folder, None
-    asked_for = out is not None
-    if out is None:
-        assert target.learned is not None
-        parent = target.run.artifacts if target.run is not None else Path.cwd()
-        out = parent / f"merged-{target.learned.name}"
-        if out.is_dir():
-            return out, None
+    out = parent / f"merged-{target.learned.name}"
+    if out.is_dir():
+        return out
     from tunesmith.render.stop import stop_token_ids
 
     hf = load_plugin(TARGETS, "hf")
     stops = stop_token_ids(renderer_of(target))
-    base = target.base.folder if target.learned is not None else None
-    report = hf.export(
-        target.learned or target.base.folder, out, hf.Config(**settings), progress, base=base, stop_token_ids=stops,
-        told=provenance(target), prove=(lambda folder: prove(target, folder, progress)) if asked_for else None,
-    )  # fmt: skip
-    return out, report
+    told = provenance(target)
+    hf.export(target.learned, out, hf.Config(), progress, base=target.base.folder, stop_token_ids=stops, told=told)
+    return out
 
 
 def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The finished model in ``folder`` compared with ``target`` as it was trained, and asked. Returns figures for the report.
+    """The finished model or adapter in ``folder`` compared with ``target`` as it was trained, and asked. Returns figures for the report.
 
     A model that does not fit into memory is not opened; the report says so. Raises ExportError when it answers otherwise.
     """
     from tunesmith.models.devices import best_device, memory
     from tunesmith.verbs.proof import check_merge
 
+    if (folder / "adapter_config.json").is_file():
+        return _prove_adapter(target, folder, progress)
     size, free = sum(p.stat().st_size for p in folder.glob("*.safetensors")), memory(best_device()).free
     if size * SPACE > free:
         words = f"it needs {size * SPACE / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
@@ -91,21 +72,7 @@ def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
     return found | {"asked": question, "answer": answer}
 
 
-def adapter_only(target: Target, progress: Progress, out: Path | None = None) -> Report:
-    """The adapter of ``target`` alone (``--to adapter``), compared with it before the folder gets its name. Raises ExportError."""
-    plugin = load_plugin(TARGETS, "adapter")
-    if target.learned is None:
-        raise ExportError(
-            f"{target.name} has no adapter: nothing was learned on it", hint="name a run, or base+adapter"
-        )
-    report: Report = plugin.export(
-        target.learned, out or place_for(target, "adapter"), plugin.Config(), progress, base=target.base.folder,
-        told=provenance(target), prove=lambda folder: prove_adapter(target, folder, progress),
-    )  # fmt: skip
-    return report
-
-
-def prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
+def _prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
     """The adapter in ``folder`` on the untouched base against ``target`` as it was trained, both in fp32. Raises ExportError."""
     from tunesmith.chat.transformers_engine import TransformersEngine
     from tunesmith.evaluate.parity import Remembered, parity

@@ -68,6 +68,12 @@ class ExportRequest(Config):
     """Measure what a quantized export lost, and say which to use."""
     report_rows: int = setting(16, zh="测量多少行留出的数据（通用文本按比例）。", ge=1)
     """So many held-out rows are measured, and general text in proportion."""
+    push: str | None = setting(
+        None, zh="结果也上传到：org/name、hf:org/name（Hugging Face）或 ms:org/name（ModelScope）。"
+    )
+    """Send the result to a hub too: org/name, hf:org/name or ms:org/name (ModelScope)."""
+    public: bool = setting(False, zh="上传的内容是否对所有人可见；默认仅自己可见。")
+    """Whether everybody can see what is sent to the hub."""
 
 
 class DeployRequest(Config):
@@ -88,6 +94,14 @@ class DeployRequest(Config):
     """Prove that the served model is the trained one."""
     force: bool = setting(False, zh="即使证明失败也提供该模型。")
     """Serve it even if the proof fails."""
+    as_: Literal["model", "adapter"] = setting(
+        "model", zh="以什么形式：model（合并后的模型）或 adapter（放到 Ollama 中已有基座上的 GGUF LoRA）。"
+    )
+    """As a merged model, or as adapter: a GGUF LoRA on a base that Ollama has."""
+    on: str | None = setting(None, zh="adapter 形式时：基座在 Ollama 中的名字。")
+    """With the form adapter: the base's name in Ollama."""
+    quantize_on_server: str | None = setting(None, zh="发送 16 位文件，由 Ollama 自己量化成 q8_0、q4_k_m 或 q4_k_s。")
+    """Send 16 bits and let Ollama make q8_0, q4_k_m or q4_k_s of them."""
 
 
 class CompareRequest(Config):
@@ -97,6 +111,8 @@ class CompareRequest(Config):
     """Prompts, one a line; by default rows that were held out are asked."""
     data: str | None = setting(None, zh="数据集：问其中的问题，并测量损失。")
     """A data set: its questions are asked and its loss is measured."""
+    system: str | None = setting(None, zh="没有系统提示的问题所用的系统提示。")
+    """System prompt, for questions without one."""
     limit: int = setting(12, zh="最多问多少个问题。", ge=1)
     """Most prompts that are asked."""
     max_tokens: int = setting(128, zh="每个回答的最多词元数。", ge=1)

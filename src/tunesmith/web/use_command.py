@@ -1,7 +1,7 @@
 """What was filled in -> the command line that says it. Pure functions; commands and settings are known from schemas only.
 
 A union at the top (``to``) becomes ``--to KIND`` and ``key=value`` for the settings of that kind; every other setting is the option
-of its name. A list gives its option once for each item, a switch gives ``--name`` or ``--no-name``.
+of its name (``as_`` is ``--as``). A list gives its option once for each item, a switch gives ``--name`` or ``--no-name``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def arguments(command: str, models: Sequence[str], fields: Sequence[Field], conf
     """``tunesmith``'s arguments for ``command`` on ``models``; ``config``: what differs from the defaults (``form_values``)."""
     words, settings = [command, *models], []
     for field in fields:
-        option, value = f"--{field.name.replace('_', '-')}", config.get(field.name)
+        option, value = f"--{field.name.rstrip('_').replace('_', '-')}", config.get(field.name)
         if field.shape == "union":
             kind, own = _union(field, value)
             words += [option, kind.replace("_", "-")]

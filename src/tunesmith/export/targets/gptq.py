@@ -53,6 +53,12 @@ class Config(BaseConfig):
     """Tokens of calibration text."""
 
 
+def label(config: Config) -> str:
+    """What an export with these settings is called."""
+    groups = "" if config.group_size is None else "-row" if config.group_size == -1 else f"-g{config.group_size}"
+    return f"gptq-{config.bits}bit{groups}"
+
+
 def calibration(config: Config) -> int:
     """Tokens of calibration text that ``export`` wants."""
     return config.calibration_tokens

@@ -39,6 +39,12 @@ from tunesmith.models.changes import FILE, Changes, apply_keys, read_changes
 SOURCE = "learned"
 
 
+FOR_OLLAMA = (
+    "for Ollama: `tunesmith export {} --to gguf` makes a GGUF with its Modelfile; Ollama's own import of safetensors "
+    "refuses some models and reads others wrongly"
+)
+
+
 class Config(BaseConfig):
     """A merged model folder that transformers, vLLM, llama.cpp and the Hub can read."""
 
@@ -138,6 +144,7 @@ def export(
             "stop_token_ids": stops,
             **checks,
         },
+        (FOR_OLLAMA.format(out),),
     )
 
 
