@@ -200,7 +200,11 @@ def save_tokenizer(folder: Path) -> None:
 def run(program: str, base: Path, adapter: Path, out: Path) -> dict[str, float]:
     """Seconds and peak bytes of one process."""
     os.sync()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(Path(__file__).parents[1] / "src"), os.environ.get("PYTHONPATH")])
+        )
+    }
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(base), str(adapter), str(out)], stdout=subprocess.PIPE, env=environment

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from families import FAMILIES, WORDS, make_family, save_tokenizer
 from tunesmith.export.targets import hf
@@ -33,10 +35,12 @@ from tunesmith.train.optimizers.base import parameter_groups
 from tunesmith.train.setup import Setup
 
 CPU = torch.device("cpu")
-UNPACKED = {"falcon", "falcon-alibi", "stablelm", "mamba", "jamba", "lfm2", "qwen3_next"}
+UNPACKED = {"stablelm", "mamba", "jamba", "lfm2", "qwen3_next"}
 """Whose code does not keep packed conversations apart, with the libraries of this test."""
 if not chunks_are_counted_within_conversations():
     UNPACKED.add("llama4")
+if Version(transformers.__version__) < Version("5.24"):  # its layers did not hear where a conversation ends
+    UNPACKED |= {"falcon", "falcon-alibi"}
 ROUTED = ("mixtral", "qwen3_moe", "gpt_oss")
 STAGE = sft.Sft(batches=None, pad_id=0)  # type: ignore[arg-type]
 LENGTHS = (5, 23, 9, 14)
