@@ -194,6 +194,11 @@ def test_sizes_and_levels_in_words() -> None:
     gguf = plugin_of("gguf")
     assert chosen_levels(gguf, "Q4_K_M, q8_0") == ("q8_0", "q4_k_m"), "finest first"
     assert set(chosen_levels(gguf, "usual")) < set(chosen_levels(gguf, "all")) < set(gguf.LEVELS)
+    assert [config_of(gguf, [f"imatrix={word}"]).imatrix for word in ("off", "auto", "x.dat")] == [
+        "off",
+        "auto",
+        "x.dat",
+    ]
     assert config_of(gguf, ["level=Q8_0"]) == config_of(gguf, (), "q8_0") == config_of(gguf, (), "Q8_0")
 
 

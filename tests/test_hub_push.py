@@ -86,6 +86,16 @@ def test_weights_of_an_earlier_push_go_away(hub: Hub, model: Path, tmp_path: Pat
     assert "model.safetensors.index.json" not in hub.repos["me/small"]
 
 
+def test_a_gguf_beside_other_weights_leaves_them_there(hub: Hub, model: Path, tmp_path: Path) -> None:
+    push(model, "me/small", Counts())
+    for level in ("Q8_0", "Q4_K_M"):
+        file = tmp_path / f"small-{level}.gguf"
+        file.write_bytes(b"GGUF" + level.encode() + bytes(70_000))
+        push(file, "me/small", Counts())
+    there = set(hub.repos["me/small"])
+    assert {"small-Q8_0.gguf", "small-Q4_K_M.gguf", *(p.name for p in model.glob("*.safetensors"))} <= there
+
+
 @pytest.mark.parametrize("to", ["me/small", "ms:me/small"])
 def test_a_public_repository_is_named(hub: Hub, model: Path, to: str) -> None:
     push(model, to, Counts(), public=True)

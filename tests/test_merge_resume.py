@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from adapter_tools import make_base
 from families import save_tokenizer
-from model_fixtures import make_adapter
+from model_fixtures import edit_json, make_adapter
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import Silent
 from tunesmith.export.base import partial_of
@@ -106,7 +106,7 @@ def test_killed_and_taken_up_again(pair: tuple[Path, Path], whole: Path, tmp_pat
     assert not partial_of(out).exists()
 
 
-@pytest.mark.parametrize("change", ["adapter", "base", "shards"])
+@pytest.mark.parametrize("change", ["adapter", "alpha", "base", "shards"])
 def test_other_inputs_start_afresh(pair: tuple[Path, Path], tmp_path: Path, change: str) -> None:
     base, adapter = (shutil.copytree(one, tmp_path / one.name) for one in pair)
     out = tmp_path / "out"
@@ -116,6 +116,8 @@ def test_other_inputs_start_afresh(pair: tuple[Path, Path], tmp_path: Path, chan
     config = SHARD
     if change == "shards":
         config = hf.Config(max_shard_size=4e-5)
+    elif change == "alpha":
+        edit_json(adapter / "adapter_config.json", lora_alpha=7)
     else:
         file = adapter / "adapter_model.safetensors" if change == "adapter" else base / "model.safetensors"
         tensors = load_file(file)

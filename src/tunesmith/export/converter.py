@@ -82,7 +82,9 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
     work.mkdir(exist_ok=True)
     job_file = work / "job.json"
     job_file.write_text(
-        json.dumps(job | {"converter": str(converter_folder()), "model": str(staged), "out": str(out)}),
+        json.dumps(
+            job | {"parent": os.getpid(), "converter": str(converter_folder()), "model": str(staged), "out": str(out)}
+        ),
         encoding="utf-8",
     )
     progress.start(f"convert to {job.get('level', job['type'])}", expected_bytes, "B")
@@ -100,9 +102,12 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
                 progress.advance(size - done)
                 done = size
         finally:
-            if child.poll() is None:
+            stopped = child.poll() is None
+            if stopped:
                 child.kill()
             child.wait()
+            if stopped:  # Ctrl-C: there is nothing to report
+                log.unlink(missing_ok=True)
     if child.returncode != 0 or not out.exists():
         progress.finish("failed")
         raise _failure(log, child.returncode)

@@ -15,9 +15,9 @@ SMALL = 2**30
 
 
 def fingerprint(
-    tensors: Sequence[PlannedTensor], base: Iterable[Path], learned: Iterable[Path], settings: dict[str, Any]
+    tensors: Sequence[PlannedTensor], base: Iterable[Path], learned: Sequence[Path], settings: dict[str, Any]
 ) -> str:
-    """SHA-256 over the plan, the files of the base (place, size, time of change), the learned files (content) and ``settings``.
+    """SHA-256 over the plan, the files of the base (place, size, time of change), the learned files (content, in their order) and ``settings``.
 
     The versions of the programs that compute are part of it.
     """
@@ -29,7 +29,7 @@ def fingerprint(
         "programs": [__version__, torch.__version__],
         "tensors": [(t.name, t.dtype, t.shape) for t in tensors],
         "base": sorted(map(_stamp, base)),
-        "learned": sorted(_content(p) if p.stat().st_size <= SMALL else _stamp(p) for p in learned),
+        "learned": [_content(p) if p.stat().st_size <= SMALL else _stamp(p) for p in learned],
         "settings": settings,
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,22 @@ def outline(source: Path, log: Path | None = None) -> Outline:
         for p in sorted(source.iterdir())
         if p.suffix in (".json", ".safetensors")
     )
-    return _outline(source.resolve(), signature, log or Path(tempfile.gettempdir()) / f"tunesmith-{source.name}.log")
+    if (source.resolve(), signature) not in _told:
+        if len(_told) >= REMEMBERED:
+            _told.pop(next(iter(_told)))
+        _told[source.resolve(), signature] = _outline(source.resolve(), log)
+    return _told[source.resolve(), signature]
 
 
-@lru_cache(maxsize=8)
-def _outline(source: Path, _signature: tuple[Any, ...], log: Path) -> Outline:
+REMEMBERED = 8
+_told: dict[tuple[Path, tuple[Any, ...]], Outline] = {}
+
+
+def _outline(source: Path, log: Path | None) -> Outline:
+    if log is None:  # a name of its own, which nobody else can have laid there
+        handle, name = tempfile.mkstemp(prefix="tunesmith-", suffix=".log")
+        os.close(handle)
+        log = Path(name)
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         settings = load_config(source)
         staged = stage(source, Path(folder) / "model", settings)

@@ -65,7 +65,7 @@ def write_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Write ``tensors`` to the new folder ``out``, with everything that ``source`` has beside its weights.
 
-    ``facts`` are the sentences of the model card about the numbers. Returns what was checked: our own reader finds every weight in its
+    ``facts`` are the sentences of the model card; base and licence are those of ``source``'s own card. Returns what was checked: our own reader finds every weight in its
     packed form, and the tokenizer is the source's. Raises ExportError; then ``out`` does not exist.
     """
     raw, read = read_json(source / "config.json"), load_config(source)
@@ -83,7 +83,7 @@ def write_checkpoint(
         if not template:
             companions.write_template(source, work, None)
         companions.copy_licences([source], work)
-        card = companions.model_card(source, hub_name(None, raw), [*facts, "made with Tunesmith"])
+        card = companions.model_card(source, hub_name(None, raw, source), [*facts, "made with Tunesmith"])
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, read, source, template)
         companions.write_checksums(work, written.sums)

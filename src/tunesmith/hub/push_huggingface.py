@@ -10,7 +10,7 @@ from ..config.progress import Progress
 from . import net
 from .huggingface import NAME, endpoint
 
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
+WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def check_access() -> None:
@@ -22,7 +22,7 @@ def check_access() -> None:
 
 
 def push(name: str, files: dict[str, Path], progress: Progress, *, public: bool, message: str) -> str:
-    """See ``push.Pusher``. Weights of an earlier push that are not among ``files`` are removed in the same commit."""
+    """See ``push.Pusher``. With safetensors, those of an earlier push that are not among ``files`` are removed in the same commit (a model of other shards)."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -41,7 +41,10 @@ def push(name: str, files: dict[str, Path], progress: Progress, *, public: bool,
             api.preupload_lfs_files(name, [addition])  # what the hub has already is not sent again
             progress.advance(sizes[addition.path_in_repo], addition.path_in_repo)
         there = {file.rfilename for file in info.siblings or []}
-        gone = [CommitOperationDelete(path) for path in sorted(there - files.keys()) if path.endswith(WEIGHTS)]
+        whole = any(path.endswith(".safetensors") for path in files)
+        gone = [
+            CommitOperationDelete(path) for path in sorted(there - files.keys()) if whole and path.endswith(WEIGHTS)
+        ]
         api.create_commit(name, [*additions, *gone], commit_message=message)
     except Exception as error:  # the library's transport errors come from another package in each of its generations
         raise _explained(error, name) from error

@@ -141,12 +141,14 @@ def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path,
         make_levels(maker, levels, quality, keep=choice.keep)
         report = quality.report()
         use = report.recommendation.use
-        if choice.keep == "recommended" and use is not None:
+        if (
+            choice.keep == "recommended" and use is not None and use in levels
+        ):  # an export of another call may be what is recommended
+            if not maker.place(use).exists():
+                maker.make(use)
             for level in list(maker.fresh):
                 if level != use:
                     maker.remove(level)
-            if use in levels and not maker.place(use).exists():
-                maker.make(use)
     print_quality(report)
     place = next(
         (p for p in map(maker.place, [one for one in (use, *levels) if one in levels and one]) if p.exists()), folder

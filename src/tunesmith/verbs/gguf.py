@@ -54,7 +54,7 @@ def gguf(
     assert made.merged is not None
     content, reason = modelfile_for(target, made.merged, made.place)
     place = made.place.parent / "Modelfile"
-    if place.exists() and not reuse and f"FROM ./{made.place.name}" not in place.read_text(encoding="utf-8"):
+    if place.exists() and f"FROM ./{made.place.name}" not in place.read_text(encoding="utf-8"):
         place = made.place.with_suffix(".Modelfile")
     write_atomic(place, content.render())
     return GgufExport(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.files import write_atomic, write_json
@@ -87,6 +90,9 @@ class Quality:
             from tunesmith.verbs.targets import open_weights
 
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".distributions-*"):  # of a report that was killed
+                if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+                    left.unlink(missing_ok=True)
             positions, words = sum(text.tokens for text in self.texts), max(len(self.tokenizer), 1)
             if shutil.disk_usage(self.folder).free < 2.2 * positions * words:
                 raise ExportError(
@@ -101,7 +107,7 @@ class Quality:
                 self.progress.finish()
                 engine = TransformersEngine(weights, _words(self.renderer, self.tokenizer), "16 bit")
                 self._reference = remember(
-                    engine, self.texts, self.asked, self.folder / ".distributions", decode=self._decode,
+                    engine, self.texts, self.asked, self.folder / f".distributions-{os.getpid()}", decode=self._decode,
                     answer_tokens=ANSWER_TOKENS, bytes_=_weights(self.merged), progress=self.progress,
                 )  # fmt: skip
             finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,11 @@ class Config(BaseConfig):
     """float8 (e4m3) weights and activations, half the size of 16 bit and nearly exact; needs no calibration text."""
 
 
-def export(source: Path, out: Path, config: Config, progress: Progress = SILENT) -> Report:
+def export(source: Path, out: Path, config: Config, progress: Progress = SILENT, *, told: Sequence[str] = ()) -> Report:
     """Write the full model folder ``source`` (16 or 32 bit) to the new folder ``out``, in compressed-tensors' ``FP8_DYNAMIC`` form.
 
     Linear layers of the blocks become ``weight`` float8 [out, in] and ``weight_scale`` [out, 1]; all else stays. One tensor is in
-    memory at a time. Raises ExportError; then ``out`` does not exist.
+    memory at a time. ``told``: lines for the model card. Raises ExportError; then ``out`` does not exist.
     """
     stored = read_source(source)
     import torch
@@ -54,7 +54,8 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT)
     ]
     check_target(out, sum(tensor.nbytes for tensor in tensors) + 2**22)
     facts = [
-        f"float8 (e4m3) weights with a scale per output row, activations float8 per token: {len(packed)} linear layers"
+        *told,
+        f"float8 (e4m3) weights with a scale per output row, activations float8 per token: {len(packed)} linear layers",
     ]
     checks = write_checkpoint(source, out, tensors, _settings(left), facts, progress)
     kept = [name for name in names if name in left]

@@ -69,6 +69,11 @@ class Config(BaseConfig):
     keep_f16: bool = setting(False, zh="在结果旁边保留一个 F16 的 GGUF 文件。")
     """Whether an F16 GGUF is kept beside the result."""
 
+    @field_validator("imatrix", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads the word off as false
+
     @field_validator("level", mode="before")
     @classmethod
     def _any_case(cls, value: Any) -> Any:

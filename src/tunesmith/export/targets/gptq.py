@@ -55,8 +55,21 @@ class Config(BaseConfig):
 
 def label(config: Config) -> str:
     """What an export with these settings is called."""
-    groups = "" if config.group_size is None else "-row" if config.group_size == -1 else f"-g{config.group_size}"
-    return f"gptq-{config.bits}bit{groups}"
+    usual = Config(bits=config.bits)
+    words = [f"gptq-{config.bits}bit"]
+    if config.group_size is not None:
+        words.append("row" if config.group_size == -1 else f"g{config.group_size}")
+    if config.sym is not None:
+        words.append("sym" if config.sym else "asym")
+    if config.act_order != usual.act_order:
+        words.append(f"order-{config.act_order}")
+    if config.search != usual.search:
+        words.append("plain-scales")
+    if config.damp != usual.damp:
+        words.append(f"damp-{config.damp:g}")
+    if config.calibration_tokens != usual.calibration_tokens:
+        words.append(f"{config.calibration_tokens}-tokens")
+    return "-".join(words)
 
 
 def calibration(config: Config) -> int:
@@ -71,12 +84,13 @@ def export(
     progress: Progress = SILENT,
     *,
     calibration: Sequence[Sequence[int]] = (),
+    told: Sequence[str] = (),
 ) -> Report:
     """Quantize the full model folder ``source`` (16 or 32 bit) into the new folder ``out``, calibrated on rows of token ids.
 
     Linear layers of the blocks are quantized; embeddings, norms and the output layer stay as they are. One block's weights are in memory at
     a time. Finished blocks lie beside ``out`` (``.NAME.blocks``), so that the same call goes on after a kill and ends in the same
-    bytes (on a CPU); they are removed at the end. Raises ExportError; then ``out`` does not exist.
+    bytes (on a CPU); they are removed at the end. ``told``: lines for the model card. Raises ExportError; then ``out`` does not exist.
     """
     stored = read_source(source)
     rows = [[int(token) for token in row] for row in calibration if len(row) > 0]
@@ -102,8 +116,9 @@ def export(
         settings = _settings(how, done.kept)
         tokens = sum(len(row) for row in rows)
         facts = [
+            *told,
             f"GPTQ, {config.bits} bits, group size {group}, {'symmetric' if sym else 'asymmetric'}: {len(done.errors)} linear layers, "
-            f"calibrated on {len(rows)} texts of together {tokens} tokens; embeddings and output layer unquantized"
+            f"calibrated on {len(rows)} texts of together {tokens} tokens; embeddings and output layer unquantized",
         ]
         checks = write_checkpoint(source, out, _tensors(stored, model, files), settings, facts, progress)
     files.remove()

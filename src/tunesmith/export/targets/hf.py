@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,10 @@ def export(
         tensors, still_tied = plan(stored, adapter, tied_names(read), changes.config.get("vocab_size"))
     total, shard = sum(tensor.nbytes for tensor in tensors), int(config.max_shard_size * 1e9)
     inputs = fingerprint(
-        tensors, {t.file for t in stored.values()}, _learned_files(adapters, learned), {"shard": shard}
+        tensors,
+        {folder / "config.json", *(t.file for t in stored.values())},
+        _learned_files(adapters, learned),
+        {"shard": shard},
     )
     there = sum((partial_of(out) / name).stat().st_size for name in finished(partial_of(out), inputs))
     check_target(out, total - there + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
@@ -148,12 +151,12 @@ def export(
     )
 
 
-def _learned_files(adapters: Sequence[Adapter], learned: trained.Trained | None) -> Iterable[Path]:
-    """The files that hold what was learned and how it is put into the base."""
+def _learned_files(adapters: Sequence[Adapter], learned: trained.Trained | None) -> list[Path]:
+    """The files that hold what was learned and how it is put into the base, in the order in which adapters are merged."""
     folders = [one.folder for one in adapters] or ([learned.folder] if learned else [])
     names = (CONFIG, WEIGHTS, FILE, trained.DESCRIPTION)
-    found = {folder / name for folder in folders for name in names if (folder / name).is_file()}
-    return found | ({tensor.file for tensor in learned.tensors.values()} if learned else set())
+    found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
+    return found + sorted({tensor.file for tensor in learned.tensors.values()} if learned else ())
 
 
 def _proved(prove: Callable[[Path], dict[str, Any]], work: Path, out: Path) -> dict[str, Any]:
