@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from gguf_models import MODELS, importances, tensors_of, write_model
-from llama_oracle import oracle, quantize
+from llama_oracle import Job, oracle, quantize_each
 from tunesmith.chat.llama_library import library
 from tunesmith.config.errors import ExportError
 from tunesmith.export.ggml_quantize import Quantizer
@@ -29,7 +30,7 @@ def quantizer() -> Quantizer:
     return Quantizer(str(library()._name), 2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def real() -> Path:
     try:
         return oracle()
@@ -48,44 +49,75 @@ def rounded(quantizer: Quantizer, weight: Any, kind: str, importance: Any | None
     )
 
 
-def compare(quantizer: Quantizer, folder: Path, model: str, levels: tuple[str, ...], *, weighed: bool) -> None:
-    """Every level of ``levels``: same types, same bytes, and refused for want of importances when the real one refuses."""
-    source = folder / "source.gguf"
-    data = write_model(source, **MODELS[model])
-    shapes = {name: w.shape for name, w in data.items()}
-    facts = facts_of(MODELS[model].get("arch", "llama"), read_gguf(source).metadata)
-    known = importances(data) if weighed else {}
-    np.savez(folder / "known.npz", **known)
-    made = {LEVELS[name].file_type: folder / f"{name}.gguf" for name in levels}
-    failed = quantize(source, made, folder / "known.npz" if weighed else None)
-    for name in levels:
-        level = LEVELS[name]
-        types = tensor_types(level, shapes, facts, importance=weighed)
-        if needs_importance(level, types) and not weighed:
-            assert "requires an imatrix" in failed[level.file_type], name
-            continue
-        assert level.file_type not in failed, failed
-        theirs = tensors_of(made[level.file_type])
-        assert {n: t for n, (t, _) in theirs.items()} == types, name
-        for tensor, weight in data.items():
-            kind = types[tensor]
-            ours = weight.tobytes() if kind == "F32" else rounded(quantizer, weight, kind, known.get(tensor))
-            assert ours == theirs[tensor][1], (name, tensor, kind)
+class Case:
+    """One of ``MODELS`` with or without importances, as F32 in ``folder``, and what llama.cpp is to make of it."""
+
+    def __init__(self, folder: Path, model: str, levels: Sequence[str], *, weighed: bool) -> None:
+        folder.mkdir(exist_ok=True)
+        source = folder / "source.gguf"
+        self.data = write_model(source, **MODELS[model])
+        self.facts = facts_of(MODELS[model].get("arch", "llama"), read_gguf(source).metadata)
+        self.weighed, self.known = weighed, importances(self.data) if weighed else {}
+        np.savez(folder / "known.npz", **self.known)
+        self.made = {LEVELS[name].file_type: folder / f"{name}.gguf" for name in levels}
+        self.levels = levels
+        self.job: Job = (source, self.made, folder / "known.npz" if weighed else None)
+
+    def check(self, quantizer: Quantizer, failed: dict[int, str]) -> None:
+        """Every level: same types, same bytes, and refused for want of importances when the real one refuses (``failed``)."""
+        shapes = {name: w.shape for name, w in self.data.items()}
+        ours: dict[tuple[str, str], bytes] = {}
+        for name in self.levels:
+            level = LEVELS[name]
+            types = tensor_types(level, shapes, self.facts, importance=self.weighed)
+            if needs_importance(level, types) and not self.weighed:
+                assert "requires an imatrix" in failed[level.file_type], name
+                continue
+            assert level.file_type not in failed, failed
+            theirs = tensors_of(self.made[level.file_type])
+            assert {n: t for n, (t, _) in theirs.items()} == types, name
+            for tensor, weight in self.data.items():
+                kind = types[tensor]
+                if (tensor, kind) not in ours:
+                    ours[tensor, kind] = (
+                        weight.tobytes() if kind == "F32" else rounded(quantizer, weight, kind, self.known.get(tensor))
+                    )
+                assert ours[tensor, kind] == theirs[tensor][1], (name, tensor, kind)
 
 
-@pytest.mark.parametrize("weighed", [False, True], ids=["plain", "weighed"])
+PLAIN_AND_WEIGHED = pytest.mark.parametrize("weighed", [False, True], ids=["plain", "weighed"])
+
+
+@PLAIN_AND_WEIGHED
 @pytest.mark.parametrize("model", ["llama", "mixtral", "width-288"])
 def test_same_types_and_bytes(real: Path, quantizer: Quantizer, tmp_path: Path, model: str, weighed: bool) -> None:
-    compare(quantizer, tmp_path, model, OFTEN, weighed=weighed)
+    case = Case(tmp_path, model, OFTEN, weighed=weighed)
+    case.check(quantizer, quantize_each([case.job])[0])
+
+
+@pytest.fixture(scope="module")
+def at_every_level(
+    real: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, bool], tuple[Case, dict[int, str]]]:
+    """Model and whether it is weighed -> what llama.cpp was to make of it, and what it refused."""
+    place = tmp_path_factory.mktemp("every-level")
+    cases = {
+        (model, weighed): Case(place / f"{model}-{weighed}", model, tuple(LEVELS), weighed=weighed)
+        for model in MODELS
+        for weighed in (False, True)
+    }
+    failed = quantize_each([case.job for case in cases.values()])
+    return {key: (case, why) for (key, case), why in zip(cases.items(), failed, strict=True)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weighed", [False, True], ids=["plain", "weighed"])
+@PLAIN_AND_WEIGHED
 @pytest.mark.parametrize("model", MODELS)
 def test_same_types_and_bytes_at_every_level(
-    real: Path, quantizer: Quantizer, tmp_path: Path, model: str, weighed: bool
+    at_every_level: dict[tuple[str, bool], tuple[Case, dict[int, str]]], quantizer: Quantizer, model: str, weighed: bool
 ) -> None:
-    compare(quantizer, tmp_path, model, tuple(LEVELS), weighed=weighed)
+    case, failed = at_every_level[model, weighed]
+    case.check(quantizer, failed)
 
 
 def test_levels_in_order() -> None:

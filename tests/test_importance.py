@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import gguf_families
 from families import make_family
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT
@@ -121,7 +122,7 @@ def test_experts_get_what_was_sent_to_them(tmp_path: Path) -> None:
         "gemma3",
         "phi3",
         "glm4",
-        "falcon-alibi",
+        "falcon",
         "qwen3_moe",
         "granitemoe",
         "gpt_oss",
@@ -133,7 +134,7 @@ def test_experts_get_what_was_sent_to_them(tmp_path: Path) -> None:
 )
 def test_every_weight_of_every_family_is_found(tmp_path: Path, family: str) -> None:
     """All that may be rounded has an importance of its size; but attn_k_b, whose input transformers does not compute."""
-    folder = make_family(tmp_path / "model", family)
+    folder = gguf_families.make(tmp_path / "model", family)
     told = outline(folder)
     rows = [[(i * 7 + j * j) % 90 + 6 for j in range(40)] for i in range(10)]
     found = collect(folder, rows, told, SILENT)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import Progress
+from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
 from tunesmith.verbs.targets import Target
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from tunesmith.chat.base import Engine, Messages, Sampling
     from tunesmith.evaluate.parity import Parity, Remembered
 
-PARITY_BOUNDS = {"f32": 1e-3, "f16": 1e-3, "bf16": 2e-3, "q8_0": 0.02, "q4_k_m": 0.15, "q4_k_s": 0.2}
-"""Mean KL (nats) to the merged model that is usual for a type; above it the person is told."""
 MERGE_BOUND = 0.02
 """Mean KL (nats) that rounding merged weights to the base's 16 bits stays below; a merge that lost its adapter does not."""
 BROKEN = 5.0
@@ -64,10 +61,7 @@ class Evidence:
 
 def usual_kl(level: str) -> float:
     """Mean KL (nats) to the merged model that a GGUF of this level usually stays below."""
-    name = "tunesmith.export.gguf_levels"
-    if find_spec(name) is not None:
-        return float(import_module(name).LEVELS[level].usual_kl)
-    return PARITY_BOUNDS[level]
+    return LEVELS[level].usual_kl
 
 
 def check_parity(
