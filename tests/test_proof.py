@@ -343,6 +343,43 @@ def test_tools_are_proved_and_their_loss_is_told(tiny: Path, tmp_path: Path) -> 
         assert failed(done.proof) == {5} and "the chat template has tools" in words(done.proof, 5)
 
 
+SYSTEM = "You answer with one word: 只答一个词。"
+
+
+def test_the_one_system_prompt_of_the_training_is_the_models(tiny: Path, tmp_path: Path) -> None:
+    """Asked without a system prompt, the deployed model is asked as in training; without SYSTEM, check 1 says that it is not."""
+    run = ending_run(tiny, tmp_path / "runs", system=SYSTEM)
+    assert json.loads((run.path / "rows.json").read_text(encoding="utf-8"))["system"] == SYSTEM
+    target = target_of(str(run.path), SILENT)
+    made, evidence = gguf(target, SILENT, level="f16"), Evidence()
+    assert made.content.system == SYSTEM and parse(made.modelfile.read_text(encoding="utf-8")).system == SYSTEM
+    ready = Ready(run, target, made, evidence)
+    check_parity(target, [made], SILENT, evidence=evidence)
+    with serving(tmp_path / "blobs", Runner()) as server:
+        done = ready.deploy(server.url)
+        assert states(done.proof) == PASSED
+        assert server.models["m:x"]["system"] == SYSTEM and "as sent: template, system" in words(done.proof, 5)
+        prompt = server.prompt(server.models["m:x"], [{"role": "user", "content": "Hi"}], {})
+        assert prompt == target_renderer(target).text(
+            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hi"}], generation=True
+        )
+        assert done.proof is not None and done.proof.comparison is not None
+        assert all(question.messages[0]["content"] == SYSTEM for question in done.proof.comparison.questions)
+        lost = replace(made, content=replace(made.content, system=None))
+        for url in (server.url, None):
+            with pytest.raises(ProofFailed) as caught:
+                ready.deploy(url, made=lost)
+            assert failed(caught.value.proof) == {1} and "in training" in words(caught.value.proof, 1)
+        server.change_shown = {"system": ""}
+        assert failed(ready.deploy(server.url).proof) == {5}
+
+
+def target_renderer(target: Target) -> Any:
+    from tunesmith.verbs.targets import renderer_of
+
+    return renderer_of(target)
+
+
 def without_tools(template: str) -> str:
     """The same template under another name for its tools, which nothing gives."""
     assert ".Tools" in template

@@ -64,6 +64,8 @@ def deploy(
             return Deployment(made, report, command, server.url)
         with Proving(target, made, progress, force=force, made_there=there) as proving:
             facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
+            if made.left_out:
+                facts["not_in_the_Modelfile"] = "; ".join(made.left_out)
             if not proving.local(evidence):
                 outcome = "The proof failed before anything was sent to a server."
             elif url is not None or server.alive():
@@ -74,6 +76,8 @@ def deploy(
             elif proving.alone():
                 facts |= {"to_finish": command}
                 outcome = f"No Ollama server answers at {server.url}; proved in llama.cpp here. To finish: {command}"
+                if made.left_out:
+                    outcome += f" (the model made so lacks something: {'; '.join(made.left_out)})"
                 proof = proving.record(name, outcome, facts, None)
                 return Deployment(made, None, command, server.url, proof)
             else:

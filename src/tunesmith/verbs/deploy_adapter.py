@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.chat.ollama_api import check_name
 from tunesmith.config.errors import ExportError, UserError
-from tunesmith.config.files import write_atomic, write_json
+from tunesmith.config.files import write_json
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.top_tokens import Asked, distances
@@ -20,7 +20,7 @@ from tunesmith.export.ollama import OllamaServer, manual_command
 from tunesmith.export.ollama_adapter import AdapterReport, check_architecture, put_adapter
 from tunesmith.verbs import quantized
 from tunesmith.verbs.deploy import check_address
-from tunesmith.verbs.gguf import modelfile_of
+from tunesmith.verbs.gguf import modelfile_of, write_modelfile
 from tunesmith.verbs.merged import TARGETS, slug
 from tunesmith.verbs.targets import Target, open_weights, renderer_of, target_of
 
@@ -115,7 +115,7 @@ def export_adapter(target: Target, on: str, level: str, progress: Progress) -> A
     content, reason = modelfile_of(renderer, target, target.base.folder, on, adds_bos)
     content = Modelfile(**{**_fields(content), "adapters": (f"./{file.name}",)})
     place = file.parent / "Modelfile"
-    write_atomic(place, content.render())
+    write_modelfile(place, content, progress)
     return AdapterExport(file, place, content, reason, base, checks)
 
 

@@ -106,7 +106,7 @@ def _here(subject: Subject, probes: Sequence[Probe], found: Compared, progress: 
         progress.advance(1)
         wanted, ids = _training(subject, probe)
         try:
-            text = render_as_ollama(template, subject.with_own_turns(probe.messages), probe.tools, probe.think)
+            text = render_as_ollama(template, subject.as_served(probe.messages), probe.tools, probe.think)
         except ExportError as error:
             found.differs(probe, f"the TEMPLATE cannot render it: {error.message}")
             continue
