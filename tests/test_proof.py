@@ -172,6 +172,7 @@ DAMAGES: dict[str, tuple[Callable[[FakeOllama], None], Callable[[GgufExport], Gg
     "weights": (disturbed, unchanged, 3, "→ server"),
     "stop": (never_ends, without_stop, 4, "end in this process"),
     "capability": (shows(capabilities=[]), unchanged, 5, "has completion, the server does not say so"),
+    "capability too many": (shows(capabilities=["completion", "tools"]), unchanged, 5, "has no place for that"),
     "num_ctx": (forgets_num_ctx, unchanged, 5, "its num_ctx is None, not 256"),
     "context length": (set_on_upload("llama.context_length", 256, 128), unchanged, 5, "its context length is 128"),
     "system prompt": (shows(system="x", template="y"), unchanged, 5, "its template is 'y'"),
@@ -271,6 +272,30 @@ def test_without_a_server_it_is_proved_here(ready: Ready) -> None:
     with pytest.raises(ProofFailed) as caught:
         ready.deploy(None, made=other_template(ready.made))
     assert failed(caught.value.proof) == {1}
+
+
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompts') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_rows_that_the_template_refuses_are_not_asked(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were left out of the training; the proof neither asks them nor breaks on them."""
+    from tunesmith.data.example import Chat, Message
+    from tunesmith.render.conversation import Renderer
+    from tunesmith.verbs.checks import subject
+    from tunesmith.verbs.checks.asked import asked
+    from tunesmith.verbs.gguf import replace_folder
+
+    renderer = replace_folder(ready.target, ready.made.merged)
+    rows = asked(ready.target, renderer, SILENT)
+    refused = Chat((Message("system", "s"), Message("user", "x"), Message("assistant", "y")))
+    other = Renderer(renderer.tokenizer, template=NO_SYSTEM)
+    monkeypatch.setattr(subject, "replace_folder", lambda *_: other)
+    with subject.opened(ready.target, ready.made, replace(rows, chats=(refused, *rows.chats))) as found:
+        assert found.asked.chats == rows.chats
 
 
 def test_a_server_that_was_named_must_answer(ready: Ready) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.config.errors import RenderError
 from tunesmith.export.go_probes import ModelTemplate, model_template
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer
@@ -16,6 +17,7 @@ from tunesmith.verbs.targets import Target
 
 if TYPE_CHECKING:
     from tunesmith.chat.llamacpp import LlamaCppEngine
+    from tunesmith.data.example import Chat
     from tunesmith.render.conversation import Renderer
     from tunesmith.verbs.checks.asked import Asked
 
@@ -101,7 +103,19 @@ def opened(target: Target, made: GgufExport, asked: Asked) -> Iterator[Subject]:
     from tunesmith.models.devices import usable_cores
 
     with LlamaCppEngine(made.file, threads=usable_cores()) as file:
-        yield Subject(target, made, replace_folder(target, made.merged), file, asked)
+        renderer = replace_folder(target, made.merged)
+        chats = tuple(chat for chat in asked.chats if _renders(renderer, chat))
+        yield Subject(target, made, renderer, file, replace(asked, chats=chats))
+
+
+def _renders(renderer: Renderer, chat: Chat) -> bool:
+    """Whether the chat template takes a row and its prompt: training left out the rows that it refuses."""
+    try:
+        renderer.text(chat.prompt(), generation=True, tools=chat.tools)
+        renderer.text(chat.as_dicts(), tools=chat.tools)
+    except RenderError:
+        return False
+    return True
 
 
 def for_server(message: Mapping[str, Any]) -> dict[str, Any]:
