@@ -274,8 +274,8 @@ def test_without_a_server_it_is_proved_here(ready: Ready) -> None:
     assert failed(caught.value.proof) == {1}
 
 
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompts') }}{% endif %}"
+REFUSING = (
+    "{% if messages[0].content == 'x' %}{{ raise_exception('not this') }}{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -291,8 +291,8 @@ def test_rows_that_the_template_refuses_are_not_asked(ready: Ready, monkeypatch:
 
     renderer = replace_folder(ready.target, ready.made.merged)
     rows = asked(ready.target, renderer, SILENT)
-    refused = Chat((Message("system", "s"), Message("user", "x"), Message("assistant", "y")))
-    other = Renderer(renderer.tokenizer, template=NO_SYSTEM)
+    refused = Chat((Message("user", "x"), Message("assistant", "y")))
+    other = Renderer(renderer.tokenizer, template=REFUSING)
     monkeypatch.setattr(subject, "replace_folder", lambda *_: other)
     with subject.opened(ready.target, ready.made, replace(rows, chats=(refused, *rows.chats))) as found:
         assert found.asked.chats == rows.chats
