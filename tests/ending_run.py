@@ -18,10 +18,12 @@ SETTINGS = [
 ANSWERS = ("Yes.", "No.", "Perhaps.")
 
 
-def ending_run(base: Path, root: Path, *settings: str) -> RunFolder:
-    """``base`` after thirty steps on rows that are answered in one word."""
+def ending_run(base: Path, root: Path, *settings: str, system: str | None = None) -> RunFolder:
+    """``base`` after thirty steps on rows that are answered in one word, all with the system prompt ``system``."""
     root.mkdir(parents=True, exist_ok=True)
     rows = [{"instruction": f"Is {i} more than {30 - i}?", "output": ANSWERS[i % 3]} for i in range(32)]
+    if system is not None:
+        rows = [{**row, "system": system} for row in rows]
     data = root / "short.json"
     data.write_text(json.dumps(rows), encoding="utf-8")
     config = load_config(None, [f"model={base}", f"data={data}", *SETTINGS, "output.name=ending", *settings])

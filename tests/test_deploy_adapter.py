@@ -49,6 +49,12 @@ def server(tmp_path: Path, run: RunFolder, base_file: Path, monkeypatch: pytest.
         yield state
 
 
+def test_the_base_is_not_replaced_by_its_adapted_self(server: AdapterOllama, run: RunFolder) -> None:
+    with pytest.raises(UserError, match="is the base itself"):
+        deploy_adapter(run.id, "Small-Base:latest", "small-base", SILENT, url=server.url)
+    assert sorted(server.models) == ["small-base:latest"] and server.uploads() == 0
+
+
 def test_the_adapter_answers_on_the_server(server: AdapterOllama, run: RunFolder) -> None:
     """Created as recorded with a real server, asked, compared with the trained model; nothing but the adapter is sent."""
     done = deploy_adapter(run.id, "tuned", "small-base", SILENT, url=server.url)

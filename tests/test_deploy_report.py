@@ -6,16 +6,18 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tunesmith.evaluate.tasks.comparison import Candidate, Comparison, Question
 from tunesmith.export.deploy_report import ERRORS, NAMES, Check, Proof
 
-EVIL = "</td><script>alert(1)</script>&amp;\"'`*_|"
+EVIL = "</td><script>alert(1)</script>&amp;\"'`*_|\n# x ![p](http://x/y)"
 
 
 def proof_with(text: str) -> Proof:
     comparison = Comparison(
         (Question(({"role": "user", "content": text},)),),
-        (Candidate(text, (text,), 1.25, 3.49, 7), Candidate("b", ("",), None, None, 0)),
+        (Candidate(text, (text,), 1.25, 3.49, 7, 0.5), Candidate("b", ("",), None, None, 0)),
     )
     checks = [Check(n, "failed" if n < 3 else "passed", (text,), text, text) for n in range(1, 6)]
     return Proof(text, text, (*checks, Check(6, "not measured", (text,))), {"model": text}, comparison)
@@ -59,10 +61,20 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
         ]
     }
     markdown = (tmp_path / "deploy_report.md").read_text(encoding="utf-8")
-    assert not re.search(r"(?<!\\)<", markdown.partition("# Before and after")[0]), (
-        "Markdown takes \\< as the sign itself"
-    )
+    assert not re.search(r"(?<!\\)[<`\[]", markdown), "Markdown takes \\< as the sign itself"
+    table = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {3, 4}, "no text adds a cell"
     assert json.loads((tmp_path / "deploy_report.json").read_text(encoding="utf-8"))["checks"][0]["name"] == NAMES[1]
+
+
+def test_numbers_that_are_none_make_no_broken_json(tmp_path: Path) -> None:
+    """JSON has no NaN and no Infinity."""
+    inf, nan = float("inf"), float("nan")
+    comparison = Comparison((), (Candidate("a", (), nan, inf, 7),))
+    Proof("m", "x", (Check(3, "failed", ("x",)),), {}, comparison, {"mean_kl": inf, "p95_kl": nan}).save(tmp_path)
+    text = (tmp_path / "deploy_report.json").read_text(encoding="utf-8")
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert found["parity"] == {"mean_kl": "inf", "p95_kl": "nan"}
 
 
 def test_what_a_failure_says() -> None:

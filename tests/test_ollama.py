@@ -20,7 +20,7 @@ from tunesmith.config.errors import ExportError, ServerError, UserError
 from tunesmith.export.go_template import PROBES, render_as_ollama
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer, manual_command, sha256
-from tunesmith.export.ollama_deploy import QUESTION, deploy
+from tunesmith.export.ollama_deploy import QUESTION, deploy, unproved
 from tunesmith.export.ollama_reply import read_reply
 from tunesmith.export.ollama_shown import differences, go_unquote, shown_parameters
 
@@ -259,6 +259,39 @@ def test_faults(
     assert type(caught.value) is kind
     assert words in caught.value.message
     assert hint in (caught.value.hint or "")
+    assert fake.models == {}, "a model that does not answer gets no name, and none on trial is left"
+
+
+def test_a_model_on_trial_that_cannot_be_removed_is_named(fake: FakeOllama) -> None:
+    told = Told()
+    with OllamaServer(fake.url) as server, pytest.raises(ExportError, match="the first error"):
+        with unproved(server, "me/m:x", told) as trial:
+            server.url, server._client = "http://127.0.0.1:9", ollama_api.http_client("http://127.0.0.1:9")
+            raise ExportError("the first error")
+    assert trial == "me/m:x-unproved" and "`ollama rm me/m:x-unproved`" in told.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"), [("http://127.0.0.1:1", True), ("https://10.0.0.5:1", True), ("http://10.0.0.5:1", False)]
+)
+def test_the_key_is_never_readable_on_the_way(monkeypatch: pytest.MonkeyPatch, url: str, sent: bool) -> None:
+    """Neither by our requests nor by the official client, which would add it by itself."""
+    import httpx
+
+    seen: list[httpx.Request] = []
+
+    def keep(_: object, request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        raise httpx.ConnectError("not in a test")
+
+    monkeypatch.setenv("OLLAMA_API_KEY", "secret")
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", keep)
+    with OllamaServer(url) as server, pytest.raises(ServerError):
+        server.version()
+    with pytest.raises(ServerError):
+        answer(OllamaEngine("m", url), [{"role": "user", "content": "x"}], Sampling())
+    assert [request.headers.get("Authorization") for request in seen] == [("Bearer secret" if sent else None)] * 2
+    assert ("is not sent there" in (ollama_api.remote_warning(url) or "")) == (not sent)
 
 
 def test_no_server(gguf: Path) -> None:

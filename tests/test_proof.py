@@ -172,6 +172,7 @@ DAMAGES: dict[str, tuple[Callable[[FakeOllama], None], Callable[[GgufExport], Gg
     "weights": (disturbed, unchanged, 3, "→ server"),
     "stop": (never_ends, without_stop, 4, "end in this process"),
     "capability": (shows(capabilities=[]), unchanged, 5, "has completion, the server does not say so"),
+    "capability too many": (shows(capabilities=["completion", "tools"]), unchanged, 5, "has no place for that"),
     "num_ctx": (forgets_num_ctx, unchanged, 5, "its num_ctx is None, not 256"),
     "context length": (set_on_upload("llama.context_length", 256, 128), unchanged, 5, "its context length is 128"),
     "system prompt": (shows(system="x", template="y"), unchanged, 5, "its template is 'y'"),
@@ -273,6 +274,30 @@ def test_without_a_server_it_is_proved_here(ready: Ready) -> None:
     assert failed(caught.value.proof) == {1}
 
 
+REFUSING = (
+    "{% if messages[0].content == 'x' %}{{ raise_exception('not this') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_rows_that_the_template_refuses_are_not_asked(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were left out of the training; the proof neither asks them nor breaks on them."""
+    from tunesmith.data.example import Chat, Message
+    from tunesmith.render.conversation import Renderer
+    from tunesmith.verbs.checks import subject
+    from tunesmith.verbs.checks.asked import asked
+    from tunesmith.verbs.gguf import replace_folder
+
+    renderer = replace_folder(ready.target, ready.made.merged)
+    rows = asked(ready.target, renderer, SILENT)
+    refused = Chat((Message("user", "x"), Message("assistant", "y")))
+    other = Renderer(renderer.tokenizer, template=REFUSING)
+    monkeypatch.setattr(subject, "replace_folder", lambda *_: other)
+    with subject.opened(ready.target, ready.made, replace(rows, chats=(refused, *rows.chats))) as found:
+        assert found.asked.chats == rows.chats
+
+
 def test_a_server_that_was_named_must_answer(ready: Ready) -> None:
     with pytest.raises(ServerError, match="no Ollama server answers"):
         ready.deploy("127.0.0.1:9")
@@ -341,6 +366,43 @@ def test_tools_are_proved_and_their_loss_is_told(tiny: Path, tmp_path: Path) -> 
         lost = replace(made, content=replace(made.content, template=without_tools(made.content.template)))
         done = ready.deploy(server.url, made=lost)
         assert failed(done.proof) == {5} and "the chat template has tools" in words(done.proof, 5)
+
+
+SYSTEM = "You answer with one word: 只答一个词。"
+
+
+def test_the_one_system_prompt_of_the_training_is_the_models(tiny: Path, tmp_path: Path) -> None:
+    """Asked without a system prompt, the deployed model is asked as in training; without SYSTEM, check 1 says that it is not."""
+    run = ending_run(tiny, tmp_path / "runs", system=SYSTEM)
+    assert json.loads((run.path / "rows.json").read_text(encoding="utf-8"))["system"] == SYSTEM
+    target = target_of(str(run.path), SILENT)
+    made, evidence = gguf(target, SILENT, level="f16"), Evidence()
+    assert made.content.system == SYSTEM and parse(made.modelfile.read_text(encoding="utf-8")).system == SYSTEM
+    ready = Ready(run, target, made, evidence)
+    check_parity(target, [made], SILENT, evidence=evidence)
+    with serving(tmp_path / "blobs", Runner()) as server:
+        done = ready.deploy(server.url)
+        assert states(done.proof) == PASSED
+        assert server.models["m:x"]["system"] == SYSTEM and "as sent: template, system" in words(done.proof, 5)
+        prompt = server.prompt(server.models["m:x"], [{"role": "user", "content": "Hi"}], {})
+        assert prompt == target_renderer(target).text(
+            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hi"}], generation=True
+        )
+        assert done.proof is not None and done.proof.comparison is not None
+        assert all(question.messages[0]["content"] == SYSTEM for question in done.proof.comparison.questions)
+        lost = replace(made, content=replace(made.content, system=None))
+        for url in (server.url, None):
+            with pytest.raises(ProofFailed) as caught:
+                ready.deploy(url, made=lost)
+            assert failed(caught.value.proof) == {1} and "in training" in words(caught.value.proof, 1)
+        server.change_shown = {"system": ""}
+        assert failed(ready.deploy(server.url).proof) == {5}
+
+
+def target_renderer(target: Target) -> Any:
+    from tunesmith.verbs.targets import renderer_of
+
+    return renderer_of(target)
 
 
 def without_tools(template: str) -> str:

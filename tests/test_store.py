@@ -261,7 +261,8 @@ def test_what_changes_the_rows_changes_the_key(stage: sft.Sft) -> None:
 def test_pinned_rows_notice_other_rows(stage: sft.Sft, tmp_path: Path) -> None:
     """Runs made before there were stores hashed tuples; they resume too."""
     run: Any = SimpleNamespace(path=tmp_path, id="r", checkpoint_steps=lambda: [1])
-    rows = Rows(*(encode_rows(stage, chats(n), {"n": n}, Silent()) for n in (4, 2)))
+    stores = [encode_rows(stage, chats(n), {"n": n}, Silent()) for n in (4, 2)]
+    rows = Rows(*(Selection([store], [(0, i) for i in range(len(store))]) for store in stores))
     pin_rows(run, rows)
     pin_rows(run, rows)
     pinned = json.loads((tmp_path / "rows.json").read_text())
@@ -275,6 +276,32 @@ def test_pinned_rows_notice_other_rows(stage: sft.Sft, tmp_path: Path) -> None:
         old.update(repr((tuple(item.ids.tolist()), tuple(int(m) for m in item.mask))).encode())
     (tmp_path / "rows.json").write_text(json.dumps({"sha256": old.hexdigest(), "train": 4, "eval": 2}))
     pin_rows(run, rows)
+
+
+@pytest.mark.parametrize(
+    ("systems", "kept"), [(("a", "a"), "a"), (("a", "b"), None), (("a", ""), None), (("", ""), None)]
+)
+def test_the_system_prompt_of_all_rows_is_pinned(
+    stage: sft.Sft, tmp_path: Path, systems: tuple[str, str], kept: str | None
+) -> None:
+    """Over one set and over several, encoded now or out of the cache; only of sets that something is learned from."""
+    run: Any = SimpleNamespace(path=tmp_path, id="r", checkpoint_steps=lambda: [])
+
+    def row(i: int, system: str) -> Chat:
+        own = (Message("system", system),) if system.strip() else ()
+        return Chat((*own, Message("user", f"q{i}"), Message("assistant", f"a{i}")))
+
+    def pinned(train: Selection) -> Any:
+        pin_rows(run, Rows(train, Selection([], [])))
+        return json.loads((tmp_path / "rows.json").read_text())["system"]
+
+    key = {"systems": list(systems), "at": str(tmp_path)}
+    for _ in range(2):
+        together = encode_rows(stage, (row(i, system) for i, system in enumerate(systems)), key, Silent())
+        assert pinned(Selection([together], [(0, 0), (0, 1)])) == kept
+    apart = [encode_rows(stage, [row(i, s)], {**key, "i": i}, Silent()) for i, s in enumerate(systems)]
+    assert pinned(Selection(apart, [(0, 0), (1, 0)])) == kept
+    assert pinned(Selection(apart, [(1, 0)])) == (systems[1].strip() or None)
 
 
 def test_an_error_keeps_its_class_or_becomes_a_plain_one(tmp_path: Path) -> None:

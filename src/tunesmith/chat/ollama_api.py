@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import httpx
 
 DEFAULT_PORT = 11434
+KEY = "OLLAMA_API_KEY"
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 600.0
 """A CPU may need minutes to load a model and to read a long question before it sends the first byte."""
@@ -64,9 +65,10 @@ def remote_warning(url: str) -> str | None:
     if is_loopback(url):
         return None
     how = "" if url.startswith("https:") else ", unencrypted"
+    kept = f"; ${KEY} is not sent there" if os.environ.get(KEY) and not _takes_key(url) else ""
     return (
         f"{url} is another machine: the model and every question travel over the network{how}, and whoever reaches that "
-        "address can change its models, since Ollama asks for no password"
+        f"address can change its models, since Ollama asks for no password{kept}"
     )
 
 
@@ -105,16 +107,29 @@ def http_client(url: str) -> httpx.Client:
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """The httpx settings of `http_client`, for the official client, which passes them on."""
+    """The httpx settings of `http_client`, for the official client, which passes them on.
+
+    The key of ``$OLLAMA_API_KEY`` goes to this machine and over https, never readable through a network; the official client would
+    add it by itself, so it is taken off each request.
+    """
     import httpx
 
-    key = os.environ.get("OLLAMA_API_KEY")
+    key = os.environ.get(KEY)
+
+    def without_key(request: httpx.Request) -> None:
+        request.headers.pop("Authorization", None)
+
     return {
         "timeout": httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         "trust_env": not is_loopback(url),
         "follow_redirects": False,
-        "headers": {"Authorization": f"Bearer {key}"} if key else {},
+        "headers": {"Authorization": f"Bearer {key}"} if key and _takes_key(url) else {},
+        "event_hooks": {"request": [] if _takes_key(url) else [without_key]},
     }
+
+
+def _takes_key(url: str) -> bool:
+    return is_loopback(url) or url.startswith("https:")
 
 
 def unreachable(url: str, error: Exception, doing: str) -> ServerError:

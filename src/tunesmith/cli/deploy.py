@@ -56,7 +56,11 @@ def deploy(
     name: Annotated[str, typer.Option("--name", help="What it is called in Ollama, for example my-model:7b.")],
     to: Annotated[str, typer.Option("--to", help="Where to: ollama.")] = "ollama",
     level: Annotated[
-        str | None, typer.Option("--level", help="GGUF numbers: f32, f16, bf16 or q8_0 (default).")
+        str | None,
+        typer.Option(
+            "--level",
+            help="GGUF numbers: q8_0 (default), f16, q6_k, q5_k_m, q4_k_m or any level of `export --to gguf` (docs/export.md).",
+        ),
     ] = None,
     as_: Annotated[
         str, typer.Option("--as", help="model (merged), or adapter: a GGUF LoRA on a base that Ollama has (--on).")

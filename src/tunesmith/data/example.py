@@ -132,6 +132,17 @@ class Text:
 
 
 Example: TypeAlias = Chat | Preference | Feedback | Prompt | Text
+
+
+def system_of(example: Example) -> str:
+    """The text of an example's system turn; empty when it has none, as plain texts have."""
+    if isinstance(example, Text):
+        return ""
+    chat = example.chat if isinstance(example, Feedback) else example
+    turns = chat.prompt if isinstance(chat, Preference) else chat.messages
+    return turns[0].content if turns and turns[0].role == "system" else ""
+
+
 KINDS: dict[str, type[Any]] = {
     "chat": Chat, "preference": Preference, "feedback": Feedback, "prompt": Prompt, "text": Text,
 }  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.config.files import write_atomic, write_json
-from tunesmith.evaluate.tasks.comparison import Comparison
+from tunesmith.evaluate.quality_report import plain
+from tunesmith.evaluate.tasks.comparison import Comparison, one_line
 
 State = Literal["passed", "failed", "not measured"]
 SIGNS: dict[State, str] = {"passed": "✓", "failed": "✗", "not measured": "–"}
@@ -93,12 +94,12 @@ class Proof:
 
     def markdown(self) -> str:
         """A page of Markdown."""
-        lines = [f"# {_plain(self.name)} in Ollama", "", _plain(self.outcome), "", *_table(self.facts), ""]
+        lines = [f"# {one_line(self.name)} in Ollama", "", one_line(self.outcome), "", *_table(self.facts), ""]
         for check in self.checks:
-            lines += [f"## {check.sign} {check.number}. {check.name}", "", *(f"- {_plain(f)}" for f in check.figures)]
+            lines += [f"## {check.sign} {check.number}. {check.name}", "", *(f"- {one_line(f)}" for f in check.figures)]
             if check.state == "failed":
-                lines += [f"- **What it means:** {_plain(check.means)}"] * bool(check.means)
-                lines += [f"- **What to do:** {_plain(check.todo)}"] * bool(check.todo)
+                lines += [f"- **What it means:** {one_line(check.means)}"] * bool(check.means)
+                lines += [f"- **What to do:** {one_line(check.todo)}"] * bool(check.todo)
             lines.append("")
         if self.comparison is not None:
             lines.append(self.comparison.markdown().replace("# Comparison", "# Before and after", 1))
@@ -108,17 +109,12 @@ class Proof:
         """Write ``deploy_report.json``, ``.md`` and ``.html`` into ``folder``; returns the path of the HTML page."""
         from tunesmith.export.deploy_page import page
 
-        write_json(folder / "deploy_report.json", self.as_dict())
+        write_json(folder / "deploy_report.json", plain(self.as_dict()))
         write_atomic(folder / "deploy_report.md", self.markdown())
         write_atomic(folder / "deploy_report.html", page(self))
         return folder / "deploy_report.html"
 
 
 def _table(facts: Mapping[str, str]) -> list[str]:
-    rows = [f"| {what.replace('_', ' ')} | {_plain(value)} |" for what, value in facts.items()]
+    rows = [f"| {what.replace('_', ' ')} | {one_line(value)} |" for what, value in facts.items()]
     return ["| | |", "|---|---|", *rows] if rows else []
-
-
-def _plain(text: str) -> str:
-    """One line that Markdown leaves alone."""
-    return "".join("\\" + c if c in "\\`*_|<>#" else c for c in " ".join(text.split()))

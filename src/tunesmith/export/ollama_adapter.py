@@ -137,7 +137,7 @@ def put_adapter(
         progress.say(f"warning: {line}")
     replaced = server.show(name) is not None
     digest, uploaded = server.upload(file, progress)
-    with unproved(server, name) as trial:
+    with unproved(server, name, progress) as trial:
         server.create(trial, from_=on, adapters={file.name: digest}, modelfile=modelfile, progress=progress)
         shown = server.show(trial)
         if shown is None:

@@ -78,7 +78,7 @@ def deploy(
         progress.say(f"warning: {server.warning}")
     replaced = server.show(name) is not None
     digest, uploaded = server.upload(gguf, progress)
-    with unproved(server, name) as trial:
+    with unproved(server, name, progress) as trial:
         server.create(trial, files={"model.gguf": digest}, quantize=quantize, modelfile=modelfile, progress=progress)
         shown = server.show(trial)
         if shown is None:
@@ -93,14 +93,14 @@ def deploy(
                 f"{name} came out otherwise than intended: {'; '.join(wrong.values())}",
                 hint="it was removed again; update Ollama and deploy again",
             )
+        progress.start(f"asking {trial}")
+        began = time.monotonic()
+        answer = server.chat(trial, [{"role": "user", "content": QUESTION}], {"num_predict": 32}).text
+        seconds = time.monotonic() - began
+        progress.finish(answer)
         if replaced:
             progress.say(f"{name} exists on {server.url} and is replaced")
         server.copy(trial, name)
-    progress.start(f"asking {name}")
-    began = time.monotonic()
-    answer = server.chat(name, [{"role": "user", "content": QUESTION}], {"num_predict": 32}).text
-    seconds = time.monotonic() - began
-    progress.finish(answer)
     return DeployReport(
         name=name,
         url=server.url,
@@ -119,8 +119,11 @@ def deploy(
 
 
 @contextmanager
-def unproved(server: OllamaServer, name: str) -> Iterator[str]:
-    """A name of its own for a model on trial, of the same model with another tag; whatever happens, it is removed at the end."""
+def unproved(server: OllamaServer, name: str, progress: Progress = SILENT) -> Iterator[str]:
+    """A name of its own for a model on trial, of the same model with another tag; whatever happens, it is removed at the end.
+
+    A server that is gone by then may keep it: that is said.
+    """
     head, _, last = name.rpartition("/")
     model, _, tag = last.partition(":")
     trial = f"{head + '/' if head else ''}{model}:{(tag or 'latest')[: 80 - len(UNPROVED)]}{UNPROVED}"
@@ -129,8 +132,11 @@ def unproved(server: OllamaServer, name: str) -> Iterator[str]:
     finally:
         try:
             server.remove(trial)
-        except ServerError:  # the server is gone: the error on its way says so
-            pass
+        except ServerError as error:  # mostly the server is gone, and an error on its way says so
+            progress.say(
+                f"warning: the model on trial, {trial}, may be left on {server.url} ({error.message}); "
+                f"`ollama rm {trial}` removes it, and so does the next deployment of {name}"
+            )
 
 
 def check_gguf(path: Path) -> int:

@@ -24,7 +24,7 @@ from tunesmith.models.open import quiet
 def safetensors_of(gguf: Path, progress: Progress = SILENT, licenses: tuple[Path, ...] = ()) -> Path:
     """The folder with the dequantized weights of ``gguf``, made on first use and kept in the model cache.
 
-    Raises UserError when the family's tokenizer cannot be carried over faithfully.
+    Raises UserError for a GGUF that is no model, and when the family's tokenizer cannot be carried over faithfully.
     """
     stat = gguf.stat()
     key = hashlib.sha256(f"{gguf.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:12]
@@ -52,6 +52,11 @@ def _dequantize(gguf: Path, out: Path, progress: Progress) -> None:
 
     progress.start(f"dequantizing {gguf.name} to bf16")
     metadata = _metadata(gguf)
+    if "general.architecture" not in metadata or "tokenizer.ggml.model" not in metadata:
+        raise UserError(
+            f"{gguf} is a GGUF file, but no model: it names no architecture or has no tokenizer",
+            hint="an importance matrix or an adapter lies in such files too; name the file of the model itself",
+        )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     _mend_tokenizer(tokenizer, metadata, gguf)
     model = AutoModelForCausalLM.from_pretrained(

@@ -31,6 +31,11 @@ class Selection(Sequence[Any]):
             whole.update(store.digest.encode())
         return whole.hexdigest()
 
+    def fact(self, name: str) -> Any:
+        """What the stores of these items all say under ``name``; None when they say different things, or nothing."""
+        told = [self.stores[i].facts.get(name) for i in np.unique(self.places[:, 0])]
+        return told[0] if told and all(one == told[0] for one in told) else None
+
     def number(self, name: str) -> np.ndarray:
         """One number of every item; 0 where its stage has no such number."""
         known = [store.number(name) for store in self.stores]

@@ -20,7 +20,7 @@ import numpy as np
 from tunesmith.config import errors
 from tunesmith.config.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Of the files' form; another one is another store."""
 MANIFEST = "manifest.json"
 _ORIGIN = "origin"
@@ -62,6 +62,8 @@ class StoreWriter:
         self._hashes: dict[str, Any] = {}
         self._rows = 0
         self._failures: list[Failure] = []
+        self.facts: dict[str, Any] = {}
+        """JSON values that hold of all rows together, kept with them."""
         self._places = dict.fromkeys((*layout.arrays, _ORIGIN), 0)
         for name in self._places:
             self._write(f"{name}.bounds", np.zeros(1, np.int64))
@@ -97,7 +99,7 @@ class StoreWriter:
             files[name] = {"bytes": file.tell(), "sha256": self._hashes[name].hexdigest()}
         self.close()
         failures = [[f.row, type(f.error).__name__, f.error.message, f.error.hint] for f in self._failures]
-        manifest = {"version": VERSION, "rows": self._rows, "files": files, "failures": failures}
+        manifest = {"version": VERSION, "rows": self._rows, "files": files, "failures": failures, "facts": self.facts}
         with (self.folder / MANIFEST).open("w", encoding="utf-8") as out:
             json.dump(manifest, out, ensure_ascii=False)
             out.flush()
@@ -123,7 +125,7 @@ class StoreWriter:
 
 
 class Store(Sequence[Any]):
-    """The items of a store, made when asked for. ``lengths`` and ``weights`` are there without making any."""
+    """The items of a store, made when asked for. ``lengths`` and ``weights`` are there without making any; ``facts`` are its writer's."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         """Raises DamagedStoreError; every file's content is checked."""
@@ -133,8 +135,9 @@ class Store(Sequence[Any]):
             self._files: dict[str, Any] = manifest["files"]
             self._rows = int(manifest["rows"])
             if manifest["version"] != VERSION:
-                raise DamagedStoreError("it has another version")
+                raise DamagedStoreError("another version wrote it")
             self.failures = tuple(Failure(row, _error(*rest)) for row, *rest in manifest["failures"])
+            self.facts = dict(manifest["facts"])
             self._arrays = {name: self._map(name, dtype) for name, dtype in self._dtypes().items()}
             if any(len(self._arrays[name]) != self._rows for name in ("length", "weight", "row", *self.layout.numbers)):
                 raise DamagedStoreError(f"it has not {self._rows} rows")

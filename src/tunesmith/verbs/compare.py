@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tunesmith.data.example import Chat, Example
 from tunesmith.data.load import bad_rows_error, load, load_set
 from tunesmith.evaluate.comparison_page import page
 from tunesmith.evaluate.held_out import HeldOut
+from tunesmith.evaluate.quality_report import plain
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
 from tunesmith.runs.folder import RunFolder, find_run
 from tunesmith.verbs.prompts import questions, with_system
@@ -72,7 +74,7 @@ def run_comparison(
     folder = None
     if run is not None:
         folder = run.artifacts
-        write_json(folder / "comparison.json", result.as_dict())
+        write_json(folder / "comparison.json", plain(result.as_dict()))
         write_atomic(folder / "comparison.md", result.markdown())
         write_atomic(folder / "comparison.html", shown)
     return result, folder
@@ -117,6 +119,7 @@ def print_comparison(result: Comparison, *, most: int = 12) -> None:
     """The comparison on stdout: a table on a terminal wide enough, else one answer per line."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -124,9 +127,11 @@ def print_comparison(result: Comparison, *, most: int = 12) -> None:
         table = Table(box=box.ROUNDED, show_lines=True, expand=True)
         table.add_column("prompt", style="dim", ratio=2)
         for candidate in result.candidates:
-            table.add_column(candidate.name, ratio=3)
+            table.add_column(escape(candidate.name), ratio=3)
         for i, question in enumerate(result.questions[:most]):
-            table.add_row(_plain(question.text), *(_plain(c.answers[i]) for c in result.candidates))
+            table.add_row(
+                *(escape(_plain(text)) for text in (question.text, *(c.answers[i] for c in result.candidates)))
+            )
         console.print(table)
     else:
         for i, question in enumerate(result.questions[:most]):
@@ -159,6 +164,5 @@ def _figures(result: Comparison) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(text.split())) or "(empty)"
+    """One line in which nothing steers the terminal."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in " ".join(text.split())) or "(empty)"

@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith.chat.ollama_api import address, check_name, is_loopback
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
-from tunesmith.export.deploy_report import Proof
+from tunesmith.export.deploy_report import ERRORS, Proof
 from tunesmith.export.ollama import OllamaServer, manual_command
 from tunesmith.export.ollama_deploy import DeployReport
 from tunesmith.export.ollama_deploy import deploy as put
@@ -64,6 +64,8 @@ def deploy(
             return Deployment(made, report, command, server.url)
         with Proving(target, made, progress, force=force, made_there=there) as proving:
             facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
+            if made.left_out:
+                facts["not_in_the_Modelfile"] = "; ".join(made.left_out)
             if not proving.local(evidence):
                 outcome = "The proof failed before anything was sent to a server."
             elif url is not None or server.alive():
@@ -73,7 +75,15 @@ def deploy(
                     return Deployment(made, report, command, server.url, proof)
             elif proving.alone():
                 facts |= {"to_finish": command}
-                outcome = f"No Ollama server answers at {server.url}; proved in llama.cpp here. To finish: {command}"
+                open_ = [
+                    f"{c.number} {c.name}"
+                    for c in proving.checks.values()
+                    if c.number in ERRORS and c.state != "passed"
+                ]
+                how = "proved in llama.cpp here" + (f", all but {', '.join(open_)}" if open_ else "")
+                outcome = f"No Ollama server answers at {server.url}; {how}. To finish: {command}"
+                if made.left_out:
+                    outcome += f" (the model made so lacks something: {'; '.join(made.left_out)})"
                 proof = proving.record(name, outcome, facts, None)
                 return Deployment(made, None, command, server.url, proof)
             else:
@@ -94,7 +104,7 @@ def _on_server(
             raise Refused
 
     there = server.show(name) is not None
-    facts = facts | {"server": server.url, "server_version": server.version()}
+    facts = facts | {"server_url": server.url, "server_version": server.version()}
     try:
         report = put(
             server, proving.made.file, name, proving.made.content, progress, prove=prove, quantize=proving.made_there

@@ -10,9 +10,10 @@ from typing import Any
 
 from tunesmith.chat.ollama_api import check_name
 from tunesmith.config.errors import ExportError, UserError
-from tunesmith.config.files import write_atomic, write_json
+from tunesmith.config.files import write_json
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
+from tunesmith.evaluate.quality_report import plain
 from tunesmith.evaluate.top_tokens import Asked, distances
 from tunesmith.export.gguf_lora import MERGE
 from tunesmith.export.modelfile import Modelfile
@@ -20,7 +21,7 @@ from tunesmith.export.ollama import OllamaServer, manual_command
 from tunesmith.export.ollama_adapter import AdapterReport, check_architecture, put_adapter
 from tunesmith.verbs import quantized
 from tunesmith.verbs.deploy import check_address
-from tunesmith.verbs.gguf import modelfile_of
+from tunesmith.verbs.gguf import modelfile_of, write_modelfile
 from tunesmith.verbs.merged import TARGETS, slug
 from tunesmith.verbs.targets import Target, open_weights, renderer_of, target_of
 
@@ -67,6 +68,10 @@ def deploy_adapter(
     check_name(name)
     check_name(on)
     check_address(url)
+    if _tagged(name) == _tagged(on):
+        raise UserError(
+            f"--name {name} is the base itself", hint="give the adapted model another name; the base stays as it is"
+        )
     target = quantized.on_original(target_of(text, progress), None, progress)
     with OllamaServer(url) as server:
         there = url is not None or server.alive()
@@ -89,7 +94,7 @@ def deploy_adapter(
         address = server.url
     folder = target.run.artifacts if target.run is not None else made.file.parent
     record = {"name": name, "on": on, "gguf": str(made.file), "level": level, "checks": made.checks}
-    write_json(folder / "deploy_adapter_report.json", record | {"server": asdict(report) if report else None})
+    write_json(folder / "deploy_adapter_report.json", plain(record | {"server": asdict(report) if report else None}))
     return AdapterDeployment(made, report, manual_command(made.modelfile, name), address)
 
 
@@ -115,8 +120,12 @@ def export_adapter(target: Target, on: str, level: str, progress: Progress) -> A
     content, reason = modelfile_of(renderer, target, target.base.folder, on, adds_bos)
     content = Modelfile(**{**_fields(content), "adapters": (f"./{file.name}",)})
     place = file.parent / "Modelfile"
-    write_atomic(place, content.render())
+    write_modelfile(place, content, progress)
     return AdapterExport(file, place, content, reason, base, checks)
+
+
+def _tagged(name: str) -> str:
+    return (name if ":" in name.rpartition("/")[2] else f"{name}:latest").lower()
 
 
 def _fields(content: Modelfile) -> dict[str, Any]:

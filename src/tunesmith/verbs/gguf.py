@@ -16,12 +16,16 @@ from tunesmith.export.base import Report
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.verbs.calibration import context_limit
 from tunesmith.verbs.making import config_of, make, plugin_of
+from tunesmith.verbs.rows import SYSTEM
 from tunesmith.verbs.targets import Target, renderer_of
 
 
 @dataclass(frozen=True)
 class GgufExport:
-    """A GGUF of numbers ``level`` with its Modelfile; ``merged`` is the folder it was made from."""
+    """A GGUF of numbers ``level`` with its Modelfile; ``merged`` is the folder it was made from.
+
+    ``content`` is what a server is told; ``left_out``: what of it the file ``modelfile`` cannot hold, in words.
+    """
 
     level: str
     file: Path
@@ -30,6 +34,7 @@ class GgufExport:
     content: Modelfile
     template_reason: str
     report: Report
+    left_out: tuple[str, ...] = ()
 
 
 def gguf(
@@ -56,14 +61,52 @@ def gguf(
     place = made.place.parent / "Modelfile"
     if place.exists() and f"FROM ./{made.place.name}" not in place.read_text(encoding="utf-8"):
         place = made.place.with_suffix(".Modelfile")
-    write_atomic(place, content.render())
+    left_out = write_modelfile(place, content, progress)
     return GgufExport(
-        str(getattr(config, "level", level)), made.place, place, made.merged, content, reason, made.report
+        str(getattr(config, "level", level)), made.place, place, made.merged, content, reason, made.report, left_out
     )
 
 
+def write_modelfile(place: Path, content: Modelfile, progress: Progress) -> tuple[str, ...]:
+    """Write the file. A licence or system prompt that its format cannot hold is left out of it; returned, said and noted in it in words.
+
+    A server that is told over the network gets both whole.
+    """
+    left_out: list[str] = []
+
+    def held(part: Modelfile) -> bool:
+        try:
+            part.render()
+        except ExportError as error:
+            left_out.append(f"{error.message}: left out of this file; `tunesmith deploy` sends it whole")
+            return False
+        return True
+
+    alone = Modelfile(content.from_)
+    if not held(replace(alone, license=content.license)):
+        content = replace(content, license=None)
+    if not held(replace(alone, system=content.system)):
+        content = replace(content, system=None)
+    for line in left_out:
+        progress.say(f"{place.name}: {line}")
+    write_atomic(place, "".join(f"# {line}\n" for line in left_out) + content.render())
+    return tuple(left_out)
+
+
+def trained_system(target: Target) -> str | None:
+    """The system prompt that every row had which ``target`` learned from, as its run wrote it down; None for all others."""
+    if target.run is None or target.learned is None:
+        return None
+    try:
+        kept = json.loads((target.run.path / "rows.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept.get(SYSTEM) or None
+
+
 def modelfile_for(target: Target, merged: Path, gguf_file: Path) -> tuple[Modelfile, str]:
-    """The Modelfile of a merged model: template found by comparison, stops, context length, sampling, licence."""
+    """The Modelfile of a merged model: template found by comparison, the system prompt of all its training, stops, context length,
+    sampling, licence."""
     from tunesmith.export.gguf_file import read_gguf
 
     adds_bos = bool(read_gguf(gguf_file).metadata.get("tokenizer.ggml.add_bos_token", False))
@@ -96,12 +139,8 @@ def modelfile_of(renderer: Any, target: Target, merged: Path, from_: str, adds_b
     licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else None
     content = Modelfile(
         from_=from_, template=choice.template.text if choice.template is not None else None,
-        parameters=parameters, license=licence,
+        system=trained_system(target), parameters=parameters, license=licence,
     )  # fmt: skip
-    try:
-        content.render()
-    except ExportError:
-        content = replace(content, license=None)
     return content, choice.reason
 
 

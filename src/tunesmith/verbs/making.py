@@ -152,6 +152,7 @@ def make(
     learned = getattr(plugin, "SOURCE", "merged") == "learned"
     merged = None if learned else merged_folder(target, progress)
     if place.exists():
+        progress.say(f"{place} is there already and is taken; remove it to have it made again")
         return Made(place, Report(place, size_of(place)), merged)
     source = merged or target.learned or target.base.folder
     offers: dict[str, Any] = dict(given or {})

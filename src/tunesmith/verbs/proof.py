@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.config.errors import ExportError
+from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.verbs import quantized
@@ -78,7 +78,6 @@ def check_parity(
     whatever reason, is renamed, so that nothing takes it for a proved one. ``evidence`` is filled.
     """
     from tunesmith.chat.llamacpp import LlamaCppEngine
-    from tunesmith.evaluate.parity import parity
     from tunesmith.models.devices import usable_cores
 
     evidence = evidence if evidence is not None else Evidence()
@@ -90,7 +89,7 @@ def check_parity(
             progress.start(f"comparing {one.file.name} in llama.cpp with the merged model in transformers")
             other = Keeping(LlamaCppEngine(one.file, threads=usable_cores()))
             try:
-                figures = parity(reference, other, sequences)
+                figures = _parity(one.file, reference, other, sequences)
                 evidence.positions = kept_positions(reference, other, sequences)
             finally:
                 other.close()
@@ -116,6 +115,18 @@ def check_parity(
         for file, name in doubted.items():
             file.replace(name)
     return found
+
+
+def _parity(file: Path, reference: Engine, other: Engine, sequences: Sequence[tuple[int, ...]]) -> Parity:
+    """``parity``; what cannot be compared (not-a-number, another vocabulary) is a failure of the file."""
+    from tunesmith.evaluate.parity import parity
+
+    try:
+        return parity(reference, other, sequences)
+    except UserError as error:
+        raise ExportError(
+            f"{file.name} does not answer as the merged model does: {error.message}", hint=error.hint
+        ) from error
 
 
 def check_merge(
@@ -209,7 +220,8 @@ def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...
     kept = run.path / "rows.json" if run is not None else None
     if kept is not None and kept.is_file():
         probes = json.loads(kept.read_text(encoding="utf-8"))["probes"][:rows]
-        return [tuple(ids) for ids in probes]
+        if found := [tuple(ids) for ids in probes if len(ids) > 1]:
+            return found
     pairs = [
         ("What is the capital of France?", "The capital of France is Paris."),
         ("你好，你是谁？", "你好！我是一个助手。"),

@@ -15,6 +15,7 @@ from tunesmith.config.errors import DataError, TrainingError, UserError
 from tunesmith.config.files import write_json
 from tunesmith.config.load import dump
 from tunesmith.config.progress import Progress
+from tunesmith.data.example import system_of
 from tunesmith.data.identity import identity
 from tunesmith.data.load import OpenSet, bad_rows_error, examples_of, open_set
 from tunesmith.data.split import plan
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tunesmith.verbs.run_config import TrainRun
 
 
+SYSTEM = "system"
+"""What a store and a run's ``rows.json`` call the system prompt that all of their rows have."""
 LISTED = 20
 """So many rows that are left out are named in the log; all of them are counted."""
 COUNTED = {
@@ -148,6 +151,7 @@ def encode_rows(
 
     def fill(writer: StoreWriter) -> None:
         bad: list[DataError] = []
+        systems: set[str] = set()
         row = 0
 
         def readable() -> Iterator[Example]:
@@ -170,9 +174,12 @@ def encode_rows(
                     items.append(result)
                     numbers.append(row)
                     identities.append(identity(example))
+                    if len(systems) < 2:
+                        systems.add(system_of(example))
                 row += 1
             writer.add(items, numbers, identities)
             progress.advance(len(batch))
+        writer.facts[SYSTEM] = systems.pop() if len(systems) == 1 else None
         if bad and (not skip_bad or row == 0):
             raise refuse(bad, row)
         for error in bad:
@@ -210,7 +217,8 @@ def _report(rows: Rows, max_length: int, progress: Progress) -> None:
 
 
 def pin_rows(run: RunFolder, rows: Rows) -> None:
-    """Keep what the rows were (a hash) and some of them as probes for later comparisons.
+    """Keep what the rows were (a hash), some of them as probes for later comparisons, and the one system prompt of all that is
+    learned from (none when they have different ones, or none).
 
     Raises TrainingError when a run with checkpoints would go on with other rows than it began with.
     """
@@ -227,7 +235,7 @@ def pin_rows(run: RunFolder, rows: Rows) -> None:
             )
     probes = [getattr(item, "ids", np.zeros(0, np.int64)).tolist() for item in (rows.eval or rows.train)[:8]]
     pinned = {"sha256": digest, "of": "stores", "train": len(rows.train), "eval": len(rows.eval)}
-    write_json(place, pinned | {"probes": probes})
+    write_json(place, pinned | {SYSTEM: rows.train.fact(SYSTEM) or None, "probes": probes})
 
 
 def digest_of(rows: Rows) -> str:

@@ -204,9 +204,13 @@ def open_engine(text: str, progress: Progress, *, name: str | None = None) -> En
     """Something that answers, from any reference: a run, a model, a GGUF (perhaps with a GGUF adapter), or a model behind a server."""
     reference = reference_of(text)
     if reference.kind == "ollama":
+        from tunesmith.chat.ollama_api import remote_warning
         from tunesmith.chat.ollama_engine import OllamaEngine
 
-        return OllamaEngine(reference.name)
+        served = OllamaEngine(reference.name)
+        if (warning := remote_warning(served.url)) is not None:
+            progress.say(f"warning: {warning}")
+        return served
     if reference.kind == "url":
         from tunesmith.chat.openai_engine import OpenAIEngine
 

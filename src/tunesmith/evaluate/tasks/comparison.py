@@ -82,12 +82,12 @@ class Comparison:
         lines = ["# Comparison", ""]
         head, *rows = self.figures()
         if rows:
-            lines += ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-            lines += ["", *self.notes(), ""]
+            lines += ["| " + " | ".join(map(one_line, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
+            lines += ["", *(f"{one_line(note)}\n" for note in self.notes())]
         for i, question in enumerate(self.questions):
-            lines += [f"## {i + 1}. {_one_line(question.text)}", ""]
-            lines += [f"- **{c.name}**: {_one_line(c.answers[i])}" for c in self.candidates]
-            lines += [f"- *reference*: {_one_line(question.reference)}"] if question.reference else []
+            lines += [f"## {i + 1}. {one_line(question.text)}", ""]
+            lines += [f"- **{one_line(c.name)}**: {one_line(c.answers[i]) or '(empty)'}" for c in self.candidates]
+            lines += [f"- *reference*: {one_line(question.reference)}"] if question.reference else []
             lines.append("")
         return "\n".join(lines)
 
@@ -120,5 +120,6 @@ def compare(
     return Comparison(tuple(questions), tuple(candidates))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split()) or "(empty)"
+def one_line(text: str) -> str:
+    """One line that Markdown shows as it is: no markup, table, link, picture or HTML comes of it."""
+    return "".join("\\" + c if c in "\\`*_|<>#[]~&" else c for c in " ".join(text.split()))

@@ -18,6 +18,7 @@ from tunesmith.render.conversation import Rendered
 from tunesmith.render.stop import stop_token_ids
 from tunesmith.verbs.checks.asked import spread
 from tunesmith.verbs.checks.subject import Served, Subject
+from tunesmith.verbs.prompts import with_system
 from tunesmith.verbs.targets import open_weights, renderer_of
 
 PROMPTS = 6
@@ -27,10 +28,11 @@ ROWS = 12
 
 
 def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[Check, Comparison | None]:
-    """Ask the base (when something was learned on it), the model, and the server's (or the file here)."""
+    """Ask the base (when something was learned on it), the model, and the server's (or the file here): all with the same messages,
+    the system prompt of the training among them."""
     target = subject.target
     chats = [chat for chat in spread(subject.asked.chats, PROMPTS) if not chat.tools]
-    questions = [Question(tuple(chat.prompt()), chat.answer()) for chat in chats]
+    questions = [with_system(Question(tuple(chat.prompt()), chat.answer()), subject.system) for chat in chats]
     rows = _rendered(subject)
     openers: list[tuple[str, Callable[[], Engine]]] = []
     if target.learned is not None:

@@ -69,6 +69,8 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
         progress.finish("not measured")
         return Check(1, "not measured", (str(error),)), ()
     odd = found.odd
+    if found.counts and not odd:
+        how += "; token counts equal, so the beginning token is there as often as in training"
     offsets = {there - here for there, here in found.counts.values()}
     if odd and len(offsets) == 1:  # the same everywhere: no text is read otherwise, something is added or lacking
         found.differing |= {name: _tokens(*counts) for name, counts in odd.items()}
@@ -86,6 +88,8 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
             f"{len(found.differing)} of {total} conversations are given to the model otherwise than in training ({how})"
         )
         return Check(1, "failed", (head, *first, *notes), MEANS, TODO), strange
+    if not total:
+        return Check(1, "not measured", ("there is no conversation that can be compared", *notes)), strange
     return Check(1, "passed", (f"{total} conversations, {how}", *notes)), strange
 
 
@@ -106,7 +110,7 @@ def _here(subject: Subject, probes: Sequence[Probe], found: Compared, progress: 
         progress.advance(1)
         wanted, ids = _training(subject, probe)
         try:
-            text = render_as_ollama(template, subject.with_own_turns(probe.messages), probe.tools, probe.think)
+            text = render_as_ollama(template, subject.as_served(probe.messages), probe.tools, probe.think)
         except ExportError as error:
             found.differs(probe, f"the TEMPLATE cannot render it: {error.message}")
             continue
@@ -115,8 +119,7 @@ def _here(subject: Subject, probes: Sequence[Probe], found: Compared, progress: 
         else:
             found.equal.append(probe.name)
             found.counts[probe.name] = (len(subject.file.tokenize(text, add_special=True)), len(ids))
-    once = ", with one beginning token" if subject.file.vocabulary.adds_bos else ""
-    return f"by the TEMPLATE run here, without a server{once}"
+    return "by the TEMPLATE run here, without a server"
 
 
 def _there(subject: Subject, served: Served, probes: Sequence[Probe], found: Compared, progress: Progress) -> str:
@@ -162,9 +165,7 @@ def _there(subject: Subject, served: Served, probes: Sequence[Probe], found: Com
         if tells
         else "by token counts and probabilities, as this server does not show what it renders"
     )
-    if not found.counts:
-        return f"{how}; this server tells no token counts"
-    return f"{how}; token counts equal, so the beginning token is there as often as in training"
+    return how if found.counts else f"{how}; this server tells no token counts"
 
 
 def _training(subject: Subject, probe: Probe) -> tuple[str, list[int]]:

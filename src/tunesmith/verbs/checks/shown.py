@@ -42,6 +42,9 @@ def check(subject: Subject, served: Served | None) -> Check:
             wrong.append(
                 f"the chat template has {', '.join(missing)}, the server does not say so (it says: {', '.join(sorted(has)) or 'nothing'})"
             )
+        extra = sorted((has & {"tools", "thinking"}) - wanted)
+        if extra:
+            wrong.append(f"the server says that it can do {', '.join(extra)}, the chat template has no place for that")
     else:
         figures.append("this server tells no capabilities")
     wrong += [words for what, words in served.wrong.items() if what != "completion"]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.config.errors import RenderError
 from tunesmith.export.go_probes import ModelTemplate, model_template
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer
-from tunesmith.verbs.gguf import GgufExport, replace_folder
+from tunesmith.verbs.gguf import GgufExport, replace_folder, trained_system
 from tunesmith.verbs.targets import Target
 
 if TYPE_CHECKING:
     from tunesmith.chat.llamacpp import LlamaCppEngine
+    from tunesmith.data.example import Chat
     from tunesmith.render.conversation import Renderer
     from tunesmith.verbs.checks.asked import Asked
 
@@ -61,13 +63,21 @@ class Subject:
 
     def training_text(self, messages: Messages, tools: Sequence[Any] = (), think: bool | None = None) -> str:
         """The text of the same. ``think`` None: nothing is said of thinking."""
-        return self.template.render(self.with_own_turns(messages), tools, think)
+        return self.template.render(self._opened_by(self.system or self.modelfile.system, messages), tools, think)
 
-    def with_own_turns(self, messages: Messages) -> list[dict[str, Any]]:
+    @cached_property
+    def system(self) -> str | None:
+        """The system prompt of all its training, as the run wrote it down: the Modelfile is to have it."""
+        return trained_system(self.target)
+
+    def as_served(self, messages: Messages) -> list[dict[str, Any]]:
         """The conversation with what the Modelfile puts before it: example turns, and its system prompt where there is none."""
+        return self._opened_by(self.modelfile.system, messages)
+
+    def _opened_by(self, system: str | None, messages: Messages) -> list[dict[str, Any]]:
         own = [dict(m) for m in self.modelfile.messages]
-        if self.modelfile.system and messages[0]["role"] != "system":
-            own.insert(0, {"role": "system", "content": self.modelfile.system})
+        if system and messages[0]["role"] != "system":
+            own.insert(0, {"role": "system", "content": system})
         return [*own, *(dict(m) for m in messages)]
 
     def without_bos(self, text: str) -> str:
@@ -93,7 +103,19 @@ def opened(target: Target, made: GgufExport, asked: Asked) -> Iterator[Subject]:
     from tunesmith.models.devices import usable_cores
 
     with LlamaCppEngine(made.file, threads=usable_cores()) as file:
-        yield Subject(target, made, replace_folder(target, made.merged), file, asked)
+        renderer = replace_folder(target, made.merged)
+        chats = tuple(chat for chat in asked.chats if _renders(renderer, chat))
+        yield Subject(target, made, renderer, file, replace(asked, chats=chats))
+
+
+def _renders(renderer: Renderer, chat: Chat) -> bool:
+    """Whether the chat template takes a row and its prompt: training left out the rows that it refuses."""
+    try:
+        renderer.text(chat.prompt(), generation=True, tools=chat.tools)
+        renderer.text(chat.as_dicts(), tools=chat.tools)
+    except RenderError:
+        return False
+    return True
 
 
 def for_server(message: Mapping[str, Any]) -> dict[str, Any]:
