@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -171,7 +172,7 @@ def test_the_files_say_the_same(measured: tuple[Quality, QualityReport], monkeyp
     quality, report = measured
     folder = quality.folder
     assert sorted(p.name for p in folder.iterdir()) == [
-        ".distributions",
+        f".distributions-{os.getpid()}",
         "quality.json",
         "quality.md",
         "quality.png",
