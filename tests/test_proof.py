@@ -434,12 +434,17 @@ def test_a_real_server(ready: Ready) -> None:
 @pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_from_the_command_line(smol: Path, tmp_path: Path) -> None:
-    """The base as it is, Q8_0, through `tunesmith deploy`: every line of the checklist on stdout, exit code 0."""
+    """The base as it is, Q8_0, through `tunesmith deploy`: every line of the checklist on stdout, exit code 0.
+
+    It was not trained here, and a model of this size does not end all greedy answers by itself: then check 4 says so and passes over it.
+    """
     with serving(tmp_path / "blobs", Runner()) as there:
         done = command_line(tmp_path, "deploy", str(smol), "--name", "smol:135m", "--level", "Q8_0", "--url", there.url)
         assert done.returncode == 0, done.stdout + done.stderr
         lines = done.stdout.splitlines()
-        assert [line[:3] for line in lines if line[:1] in "✓✗–" and line[1:2] == " "] == [f"✓ {n}" for n in range(1, 7)]
+        states = {line[2]: line[0] for line in lines if line[:1] in "✓✗–" and line[1:2] == " "}
+        assert states.pop("4") == "✓" or "does not end these answers by itself either" in done.stdout
+        assert states == dict.fromkeys("12356", "✓")
         assert "smol:135m is at" in done.stdout
         there.change_upload = lambda path: set_metadata(path, "tokenizer.ggml.pre", "smollm", "falcon")
         for blob in there.folder.glob("sha256-*"):
