@@ -149,7 +149,10 @@ def test_folder_is_complete(smol: Path, tmp_path: Path) -> None:
     assert (out / "chat_template.jinja").read_bytes() == template.encode()
     written = json.loads((out / "tokenizer_config.json").read_text())
     assert written.pop("chat_template") == template
-    assert written == json.loads((base / "tokenizer_config.json").read_text())
+    kept = json.loads((base / "tokenizer_config.json").read_text())
+    if kept["tokenizer_class"] == "TokenizersBackend":  # transformers 4 knows that class by its older name
+        kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    assert written == kept
     assert (out / "LICENSE").exists() and (out / "NOTICE.txt").read_text() == "notice"
     card = (out / "README.md").read_text()
     assert "license: apache-2.0" in card and str(tmp_path) not in card
