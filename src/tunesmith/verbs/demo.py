@@ -76,7 +76,8 @@ def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
     _say(f"Modelfile: {made[-1].modelfile} ({made[-1].template_reason})")
 
     _heading(6, "Ollama")
-    deployment = deploy(f"run:{run.id}", NAME, progress, proved=(made[-1], evidence))
+    # Served by force: one that was cut short with train.max_steps has not learned to end its answers, and the list says so.
+    deployment = deploy(f"run:{run.id}", NAME, progress, proved=(made[-1], evidence), force=True)
     if deployment.proof is not None:
         for line in deployment.proof.checklist():
             _say(line)
