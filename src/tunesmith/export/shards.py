@@ -10,7 +10,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tunesmith.export.tensor_files import INDEX, ITEM_BYTES, SINGLE, PlannedTens
 JOURNAL = "unfinished.json"
 """In a folder that is being written; gone when it is complete."""
 AHEAD = 4
-"""Pieces that may wait for the hash: what is in memory beside the one that is computed."""
+"""Pieces that may wait to be hashed and written: what is in memory beside the one that is computed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write_shards(
     entries: dict[str, Any] = {n: {"sha256": s, "stamp": _stamp(folder / n)} for n, s in kept.items()}
     write_json(folder / JOURNAL, {"inputs": inputs, "finished": entries})
     planned = plan_shards(tensors, max_bytes)
-    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as flushing:
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing, ThreadPoolExecutor(1) as flushing:
 
         def settle(path: Path, digest: Future[str]) -> str:
             """On the disk for good, then in the journal: while the next shard is being written."""
@@ -94,7 +94,7 @@ def write_shards(
             if name in kept:
                 progress.advance(sum(t.nbytes for t in group))
                 continue
-            digest = _write_file(folder / name, group, progress, hashing)
+            digest = _write_file(folder / name, group, progress, hashing, writing)
             flushed[name] = flushing.submit(settle, folder / name, digest)
         sums = {name: kept[name] if name in kept else flushed[name].result() for name, _ in planned}
     if len(sums) > 1:
@@ -112,9 +112,16 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _write_file(
-    path: Path, tensors: Sequence[PlannedTensor], progress: Progress, hashing: ThreadPoolExecutor
+    path: Path,
+    tensors: Sequence[PlannedTensor],
+    progress: Progress,
+    hashing: ThreadPoolExecutor,
+    writing: ThreadPoolExecutor,
 ) -> Future[str]:
-    """Write one file; its SHA-256 comes from ``hashing``, a single thread, beside the reading and writing of this one."""
+    """Write one file. ``hashing`` and ``writing`` are single threads, so that the next piece is read and computed meanwhile.
+
+    Returns the SHA-256 to come. Raises OSError; then the file is gone.
+    """
     ordered = sorted(tensors, key=lambda t: -ITEM_BYTES[t.dtype])  # wide types first keeps every tensor aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -128,28 +135,39 @@ def _write_file(
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    waiting: deque[Future[None]] = deque()
+    waiting: deque[tuple[Future[None], Future[None]]] = deque()
     try:
         with path.open("wb", buffering=0) as file:
 
-            def put(chunk: bytes | memoryview) -> int:
-                if len(waiting) == AHEAD:
-                    waiting.popleft().result()
-                waiting.append(hashing.submit(digest.update, chunk))
+            def write(chunk: bytes | memoryview) -> None:
                 view = memoryview(chunk)
                 done = 0
                 while done < len(view):
                     done += file.write(view[done:])
-                return done
 
-            put(len(text).to_bytes(8, "little") + text)
-            for tensor in ordered:
-                written = 0
-                for chunk in tensor.chunks():
-                    count = put(chunk)
-                    written += count
-                    progress.advance(count)
-                assert written == tensor.nbytes, f"{tensor.name}: {written} bytes written, {tensor.nbytes} planned"
+            def put(chunk: bytes | memoryview) -> int:
+                while len(waiting) >= AHEAD:
+                    done()
+                waiting.append((hashing.submit(digest.update, chunk), writing.submit(write, chunk)))
+                return len(memoryview(chunk))
+
+            def done() -> None:
+                for future in waiting.popleft():
+                    future.result()
+
+            try:
+                put(len(text).to_bytes(8, "little") + text)
+                for tensor in ordered:
+                    written = 0
+                    for chunk in tensor.chunks():
+                        count = put(chunk)
+                        written += count
+                        progress.advance(count)
+                    assert written == tensor.nbytes, f"{tensor.name}: {written} bytes written, {tensor.nbytes} planned"
+            finally:  # nothing is written any more when the file is closed
+                wait([future for pair in waiting for future in pair])
+            while waiting:
+                done()
         return hashing.submit(digest.hexdigest)
     except BaseException:
         path.unlink(missing_ok=True)  # half a shard helps nobody, and the disk may be full
