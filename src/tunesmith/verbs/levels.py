@@ -139,16 +139,17 @@ class Maker:
         """A level's file stays."""
         settle(self.place(level))
 
-    def ladder(self) -> list[tuple[str, int]]:
+    def ladder(self, source: Path | None = None) -> list[tuple[str, int]]:
         """Levels to choose from with their estimated bytes, smallest first; those that this model cannot have fall out."""
         found = []
         for level in levels_of(self.plugin):
             if level in PASSED_OVER:
                 continue
             try:
-                found.append((level, self.estimate(level)))
+                found.append((level, self.estimate(level, source)))
             except ExportError as error:
-                self.progress.say(f"{level} is passed over: {error.message}")
+                if source is None:
+                    self.progress.say(f"{level} is passed over: {error.message}")
         return sorted(found, key=lambda pair: pair[1])
 
 
@@ -220,15 +221,13 @@ def base_speed(maker: Maker, quality: Quality) -> None:
 
 def check_size(maker: Maker, limit: int) -> None:
     """Raises UserError when the smallest level of the base alone is larger than ``limit`` bytes: nothing needs to be merged to know."""
-    try:
-        least = min((maker.estimate(level, maker.target.base.folder), level) for level in levels_of(maker.plugin))
-    except ExportError:  # told when the levels are looked at
-        return
-    if SURELY * least[0] > limit:
-        raise _none_fits(limit, f"{least[1]} with about {size(least[0])}")
+    ladder = maker.ladder(maker.target.base.folder)
+    if ladder and SURELY * ladder[0][1] > limit:
+        raise _none_fits(limit, ladder)
 
 
-def _none_fits(limit: int, smallest: str) -> UserError:
+def _none_fits(limit: int, ladder: Sequence[tuple[str, int]]) -> UserError:
+    smallest = f"{ladder[0][0]} with about {size(ladder[0][1])}" if ladder else "none"
     return UserError(
         f"no level of this model fits into {size(limit)}", hint=f"the smallest is {smallest}; or take a smaller model"
     )
@@ -246,8 +245,7 @@ def for_size(maker: Maker, limit: int) -> GgufExport:
             return made
         maker.progress.say(f"{level} came out larger ({size(made.report.bytes)}); trying the next")
         maker.remove(level)
-    smallest = f"{ladder[0][0]} with about {size(ladder[0][1])}" if ladder else "none"
-    raise _none_fits(limit, smallest)
+    raise _none_fits(limit, ladder)
 
 
 def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SOURCE, OUT = "merged", "folder"
 GROUPS = (128, 64, 32)
 USUAL = {8: 0.02, 4: 0.2, 3: 1.0, 2: 4.0}
-"""Mean KL (nats) to the 16-bit model that an export with so many bits usually stays below; those of GGUF levels of the same bits."""
+"""Mean KL (nats) to the 16-bit model that an export with so many bits usually stays below (SmolLM2-135M: 0.0004, 0.09, 0.27, 1.0)."""
 FORMAT = 1
 """Counts changes that would make a finished block of an earlier version differ."""
 
