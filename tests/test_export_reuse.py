@@ -147,7 +147,7 @@ def thing(export: Callable[..., Report] | None = None, kind: str = ".thing") -> 
             (out / "weights").write_text(text, encoding="utf-8")
         else:
             out.write_text(text, encoding="utf-8")
-        return Report(out, len(text), {"damp": config.damp})
+        return Report(out, len(text), {"damp": config.damp, "asked": "a question out of the data"})
 
     vars(plugin).update(OUT=kind, Config=Thing, export=export or write, label=lambda config: "thing")
     return plugin
@@ -163,7 +163,7 @@ def test_settings_files_and_text_count(own: tuple[Path, Path], tmp_path: Path) -
     """A file that a setting names counts by its content; so does the calibration text."""
     target, said = of(own), Said()
     first = made(target)
-    assert first.fresh and not made(target).fresh and made(target).report.checks == {"damp": 1}
+    assert first.fresh and not made(target).fresh and made(target).report.checks["damp"] == 1
     assert made(target, 2, progress=said).fresh and "its settings were others (damp 1, now 2)" in said.text
     assert json.loads(first.place.read_text())[0] == 2
     file = tmp_path / "importances"
@@ -202,7 +202,7 @@ def test_a_place_that_the_person_named_is_refused(own: tuple[Path, Path], tmp_pa
     assert not made(target, out=out).fresh
     with pytest.raises(ExportError, match=r"not what would be made: its settings were others \(damp 1, now 2\)"):
         made(target, 2, out=out)
-    assert out.read_bytes() == before and made(target, out=out).report.checks == {"damp": 1}
+    assert out.read_bytes() == before and made(target, out=out).report.checks["damp"] == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ExportError])
@@ -241,6 +241,7 @@ def test_killed_between_the_two_renames(
     assert not place.exists() and again(place).is_dir()
     said = Said()
     assert made(target, 2, kind="folder", progress=said).report.checks == {"damp": 2}
+    assert "a question" not in (place / record.NAME).read_text(encoding="utf-8"), "folders go to hubs"
     assert "an earlier command was killed" in said.text and json.loads((place / "weights").read_text())[0] == 2
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".") or ".old" in p.name]
 

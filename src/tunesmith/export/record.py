@@ -41,8 +41,11 @@ def keep(
 ) -> None:
     """Write down what the finished export ``place`` was made from. ``trial``: whether it may yet be taken away again.
 
-    It is there at once, and once more with the SHA-256 of every file: those take a while for large ones.
+    It is there at once, and once more with the SHA-256 of every file: those take a while for large ones. Folders go to hubs: of what was
+    checked theirs holds figures, and no text (a question out of somebody's data).
     """
+    if place.is_dir():
+        checks = {name: value for name, value in checks.items() if isinstance(value, (bool, int, float))}
     record = {
         "format": FORMAT, "about": ABOUT, "made_from": dict(made_from), "trial": trial, "files": _files(place),
         "checks": json.loads(json.dumps(dict(checks), default=str)),

@@ -16,6 +16,7 @@ from tunesmith.verbs.deploy import deploy
 from tunesmith.verbs.gguf import gguf
 from tunesmith.verbs.reference import MergedReference
 from tunesmith.verbs.run_config import load_config
+from tunesmith.verbs.stopping import in_words
 from tunesmith.verbs.targets import target_of
 from tunesmith.verbs.train import create, execute
 
@@ -33,6 +34,7 @@ SETTINGS = (
 NAME = "lantern-bay"
 
 
+@in_words(lambda: "what was begun is kept with its run: tunesmith runs list")
 def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
     """Get a model, fine-tune it, compare, merge, convert, prove, deploy; every step says where its result lies."""
     began = time.monotonic()

@@ -24,6 +24,7 @@ from tunesmith.verbs import quantized
 from tunesmith.verbs.deploy import check_address
 from tunesmith.verbs.gguf import modelfile_of, write_modelfile
 from tunesmith.verbs.merged import TARGETS, slug
+from tunesmith.verbs.stopping import in_words, kept_in
 from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of, target_of
 
@@ -82,7 +83,8 @@ def deploy_adapter(
                 f"{server.url} has no model {on}",
                 hint=f"`ollama pull {on}` fetches it; it must be the model {target.name} was trained on",
             )
-        made = export_adapter(target, on, level, progress)
+        with in_words(lambda: kept_in(target.run.artifacts if target.run is not None else Path.cwd())):
+            made = export_adapter(target, on, level, progress)
         check_architecture(str(made.checks["architecture"]))
         report = None
         if there:
