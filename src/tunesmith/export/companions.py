@@ -15,20 +15,20 @@ from tunesmith.export.facts import hub_place
 from tunesmith.export.model_config import without_code
 from tunesmith.export.new_tokens import write_tokens
 from tunesmith.export.tensor_files import read_json
+from tunesmith.hub.licences import licence_files, may_travel, told_by_text
 from tunesmith.models.changes import NewToken
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "spiece.model", "sentencepiece.bpe.model", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
-LICENCE_STARTS = ("license", "licence", "notice", "copying", "use_policy", "acceptable_use", "usage_policy")
 CHECKSUMS = "SHA256SUMS"
 
 
 def copy_tokenizer(source: Path, out: Path) -> list[str]:
     """Copy the tokenizer files unchanged (all but tokenizer_config.json); returns their names. Raises ExportError if none is there."""
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    names += sorted(p.name for p in source.glob("*.tiktoken"))
+    names = [*TOKENIZER_FILES, *sorted(p.name for p in source.glob("*.tiktoken"))]
+    names = [name for name in names if may_travel(source / name, source)]
     if not names:
         raise ExportError(f"{source} holds no tokenizer", hint="is this a complete model folder?")
     for name in names:
@@ -89,9 +89,8 @@ def copy_licences(sources: list[Path], out: Path) -> list[str]:
     """Copy LICENSE, NOTICE and use-policy files; where names meet, the first source wins. Returns the names."""
     copied: dict[str, Path] = {}
     for folder in sources:
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and path.name.lower().startswith(LICENCE_STARTS):
-                copied.setdefault(path.name, path)
+        for path in licence_files(folder):
+            copied.setdefault(path.name, path)
     for name, path in copied.items():
         shutil.copyfile(path, out / name)
     return list(copied)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..config.errors import UserError
+from .licences import is_licence
 
-LICENSES = re.compile(r"(?:.*[-_.])?(?:LICEN[SC]E|NOTICE|USE[-_]POLICY|COPYING)(?:[-_.].*)?$", re.IGNORECASE)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SUPPORT = (
     "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "tokenizer*", "README.md", "additional_chat_templates/*.jinja",
@@ -101,4 +101,4 @@ def _supports(path: str) -> bool:
         return False
     if "/" in path:
         return fnmatch.fnmatchcase(path, SUPPORT[-1])
-    return bool(LICENSES.match(path)) or any(fnmatch.fnmatchcase(path, pattern) for pattern in SUPPORT[:-1])
+    return is_licence(path) or any(fnmatch.fnmatchcase(path, pattern) for pattern in SUPPORT[:-1])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.errors import ReferenceNotFoundError, UserError
-from .choose import LICENSES, PICKLES, best_gguf, pickled
+from .choose import PICKLES, best_gguf, pickled
 from .headers import read_config, read_json, weights_of
+from .licences import licence_files
 from .resolved import Resolved
 
 SAFETENSORS_WAY = (
@@ -35,7 +36,7 @@ def resolve_folder(path: Path, source: str, *, revision: str | None = None, gguf
     _refuse_other_folders(path, names, safetensors)
     read_config(path)
     weights_of(path)
-    return Resolved(path, "safetensors", source, revision=revision, license_files=licenses(path))
+    return Resolved(path, "safetensors", source, revision=revision, license_files=licence_files(path))
 
 
 def resolve_adapter_folder(path: Path, source: str, *, revision: str | None = None) -> Resolved:
@@ -50,7 +51,7 @@ def resolve_adapter_folder(path: Path, source: str, *, revision: str | None = No
     if not (path / "adapter_model.safetensors").is_file() and any(pickled(entry.name) for entry in path.iterdir()):
         raise UserError(f"{path} holds its adapter only as pickled weights.", SAFETENSORS_WAY)
     weights_of(path, "adapter_model")
-    return Resolved(path, "safetensors", source, revision=revision, license_files=licenses(path))
+    return Resolved(path, "safetensors", source, revision=revision, license_files=licence_files(path))
 
 
 def resolve_download(folder: Path, source: str, *, revision: str, file: str = "", adapter: bool = False) -> Resolved:
@@ -61,11 +62,6 @@ def resolve_download(folder: Path, source: str, *, revision: str, file: str = ""
         every = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
         file = best_gguf(every, source) if every else ""
     return resolve_folder(folder, source, revision=revision, gguf_file=file)
-
-
-def licenses(folder: Path) -> tuple[Path, ...]:
-    """The licence, notice and use-policy files of a model folder."""
-    return tuple(sorted(entry for entry in folder.iterdir() if entry.is_file() and LICENSES.match(entry.name)))
 
 
 def _gguf(file: Path, source: str, revision: str | None, root: Path | None = None) -> Resolved:
@@ -80,7 +76,7 @@ def _gguf(file: Path, source: str, revision: str | None, root: Path | None = Non
         start = content.read(8)
     if start[:4] != b"GGUF" or len(start) < 8:
         raise UserError(f"{file} is not a GGUF file.", "Download it again; it is incomplete or something else.")
-    return Resolved(file.parent, "gguf", source, file.name, revision, licenses(root or file.parent))
+    return Resolved(file.parent, "gguf", source, file.name, revision, licence_files(root or file.parent))
 
 
 def _refuse_other_folders(path: Path, names: list[str], safetensors: list[str]) -> None:

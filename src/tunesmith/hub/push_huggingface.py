@@ -61,8 +61,8 @@ def _explained(error: Exception, name: str) -> UserError:
 
     status: Any = getattr(getattr(error, "response", None), "status_code", None)
     token = get_token()
-    words = net.in_words(error)
-    words = words.replace(token, "…") if token else words
+    told = " ".join(str(getattr(error, "server_message", None) or "").split())
+    words = net.masked(told or net.in_words(error), token)
     if status in (401, 403):
         return UserError(
             f"{NAME} does not let this token write to {name}.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def _ask(http: httpx.Client, method: str, path: str, body: dict[str, Any]) -> di
     except ValueError:
         content = {}
     told = str(content.get("Message") or "") if isinstance(content, dict) else ""
+    told = net.masked(told, os.environ.get("MODELSCOPE_API_TOKEN"))
     if answer.status_code in (401, 403):
         raise UserError(
             f"{NAME} does not let this token do that{f' ({told})' if told else ''}.",
