@@ -20,6 +20,9 @@ from tunesmith.config.home import models_folder
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.models.open import quiet
 
+ORIGIN = "origin.json"
+"""In a dequantized folder: which file it came from."""
+
 
 def safetensors_of(gguf: Path, progress: Progress = SILENT, licenses: tuple[Path, ...] = ()) -> Path:
     """The folder with the dequantized weights of ``gguf``, made on first use and kept in the model cache.
@@ -81,7 +84,7 @@ def _dequantize(gguf: Path, out: Path, progress: Progress) -> None:
         tokenizer.model_max_length = int(context)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    write_json(out / "origin.json", {"gguf": str(gguf), "bytes": gguf.stat().st_size})
+    write_json(out / ORIGIN, {"gguf": str(gguf), "bytes": gguf.stat().st_size})
     progress.finish()
 
 

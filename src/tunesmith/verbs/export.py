@@ -14,6 +14,7 @@ from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_report import QualityReport
 from tunesmith.hub.push import destination
 from tunesmith.verbs import quantized
+from tunesmith.verbs.beside import accompany, adapter_beside
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.levels import FULL, Maker, base_speed, bytes_of, chosen_levels, for_kl, for_size, make_levels
 from tunesmith.verbs.making import config_of, label_of, levels_of, make, named, place_of, plugin_of
@@ -94,7 +95,9 @@ def _made(
         one = gguf(target, progress, config=config, out=out, data=data)
         return one.file, _proved(one, target, plugin, config, data, choice, progress)
     made = make(target, plugin, config, progress, out=out, data=data)
-    lines = [*(f"{k}: {v}" for k, v in made.report.checks.items()), *made.report.notes]
+    lines = [*made.report.lines(), *made.report.notes]
+    if made.place.suffix == ".gguf":
+        lines += adapter_beside(target, made.place, made.report.checks, progress)
     if target.learned is not None and made.merged is not None:
         check_merge(target, made.merged, progress)
     if made.merged is not None and choice.report:
@@ -149,6 +152,8 @@ def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path,
             for level in list(maker.fresh):
                 if level != use:
                     maker.remove(level)
+    for file in filter(Path.is_file, map(maker.place, levels)):
+        accompany(maker.target, file, maker.progress)  # now with its figures
     print_quality(report)
     place = next(
         (p for p in map(maker.place, [one for one in (use, *levels) if one in levels and one]) if p.exists()), folder
@@ -199,6 +204,8 @@ def _measured(quality: Quality, name: str, place: Path, key: dict[str, object], 
     try:
         quality.measure(name, place, key)
         report: QualityReport = quality.report()
+        if place.suffix == ".gguf":
+            accompany(quality.target, place, progress)  # now with its figures
     except UserError as error:
         progress.say(f"warning: the quality report was not made: {error}")
         return []

@@ -14,6 +14,7 @@ from tunesmith.config.base import Config
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_rules import size
+from tunesmith.export.beside import beside
 from tunesmith.verbs.calibration import calibration_rows
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.making import check_level, config_of, levels_of, named, place_of, tokens_wanted
@@ -120,8 +121,8 @@ class Maker:
         made = self.fresh.pop(level, None)
         if made is None:
             return
-        made.file.unlink(missing_ok=True)
-        made.modelfile.unlink(missing_ok=True)
+        for file in (*beside(made.file).values(), made.file, made.modelfile):
+            file.unlink(missing_ok=True)
         if made.file.parent != self.out and not any(made.file.parent.iterdir()):
             made.file.parent.rmdir()
 
