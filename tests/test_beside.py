@@ -113,5 +113,8 @@ def test_the_card_of_a_dequantized_base(base: Path, tmp_path: Path) -> None:
         "library_name": "transformers", "pipeline_tag": "text-generation", "tags": [], "license": "apache-2.0",
         "base_model": "org/Small-Instruct", "base_model_relation": "finetune",
     }  # fmt: skip
-    assert "- base: org/Small-Instruct, dequantized from Small.Q4_1.gguf\n- licence of the base: apache-2.0\n- one fact" in card
+    assert (
+        "- base: org/Small-Instruct, dequantized from Small.Q4_1.gguf\n- licence of the base: apache-2.0\n- one fact"
+        in card
+    )
     assert "# Small-Instruct, fine-tuned" in card and str(tmp_path) not in card

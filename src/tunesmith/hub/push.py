@@ -55,9 +55,7 @@ def destination(text: str) -> Destination:
     if not colon:
         hub, name = "hf", text
     if hub not in ("hf", "ms"):
-        raise UserError(
-            f"--push {text!r} names no hub.", "Write org/name or hf:org/name, or ms:org/name for ModelScope."
-        )
+        raise UserError(f"--push {text!r} names no hub", "write org/name or hf:org/name, or ms:org/name for ModelScope")
     names.check_repo(name, hub)
     return Destination(hub, name)
 
