@@ -65,7 +65,8 @@ def read_adapter(folder: Path) -> Adapter:
         raise ExportError(
             f"{folder / WEIGHTS} is missing"
             + (" (adapter_model.bin is pickle, which may run code when read)" if pickle else ""),
-            hint="save the adapter as safetensors: model.save_pretrained(folder, safe_serialization=True)",
+            hint="where you trust it, open it with peft and save it anew, as safetensors: "
+            "PeftModel.from_pretrained(base, folder).save_pretrained(folder)",
         )
     sorted_out = _sort_out(folder, config, read_header(folder / WEIGHTS))
     if not (sorted_out.changes or sorted_out.replaced or sorted_out.experts or sorted_out.rows):

@@ -15,6 +15,11 @@ SAFETENSORS_WAY = (
     "*.safetensors (on Hugging Face often the revision refs/pr/1, made by its converter), or convert it once where you "
     "trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
 )
+PICKLED = "pickled weights can run any code when they are opened, so they are not. "
+ADAPTER_WAY = (
+    f"{PICKLED}Look for a version of the adapter with adapter_model.safetensors, or convert it once where you trust it: "
+    "PeftModel.from_pretrained(base, …).save_pretrained(…), with peft's PeftModel"
+)
 
 
 def resolve_folder(path: Path, source: str, *, revision: str | None = None, gguf_file: str = "") -> Resolved:
@@ -47,7 +52,7 @@ def resolve_adapter_folder(path: Path, source: str, *, revision: str | None = No
         raise UserError(f"{path} holds no adapter_config.json, so it is no adapter", "a LoRA adapter's folder has one")
     read_json(path / "adapter_config.json", 10_000_000)
     if not (path / "adapter_model.safetensors").is_file() and any(pickled(entry.name) for entry in path.iterdir()):
-        raise UserError(f"{path} holds its adapter only as pickled weights", SAFETENSORS_WAY)
+        raise UserError(f"{path} holds its adapter only as pickled weights", ADAPTER_WAY)
     weights_of(path, "adapter_model")
     return Resolved(path, "safetensors", source, revision=revision, license_files=licence_files(path))
 

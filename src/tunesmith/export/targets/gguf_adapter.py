@@ -40,11 +40,16 @@ class Config(BaseConfig):
     """A LoRA as a GGUF for llama.cpp (`--lora`) and Ollama (`ADAPTER`), without the base."""
 
     level: Literal["f32", "f16"] = setting(
-        "f32", zh="适配器权重的存储类型：f32（不损失）或 f16（体积减半）。", basic=True
+        "f32",
+        zh="适配器权重的存储类型：f32（不损失）或 f16（体积减半）。",
+        basic=True,
+        label=("Numbers of the adapter", "适配器数值类型"),
     )
     """How the adapter's numbers are stored: f32 (nothing is lost) or f16 (half the size)."""
     check: bool = setting(
-        True, zh="转换基座并在 llama.cpp 中与训练出的模型逐个数比较；需要一份基座 GGUF 的临时磁盘空间。"
+        True,
+        zh="转换基座并在 llama.cpp 中与训练出的模型逐个数比较；需要一份基座 GGUF 的临时磁盘空间。",
+        label=("Compare with the trained model", "与训练的模型比较"),
     )
     """Convert the base too and compare base and adapter in llama.cpp with the trained model; takes the disk of a GGUF of the base meanwhile."""
 

@@ -49,7 +49,10 @@ class Config(BaseConfig):
     """A merged model folder that transformers, vLLM, llama.cpp and the Hub can read."""
 
     max_shard_size: float = setting(
-        5.0, zh="单个权重文件的最大大小，单位 GB（10^9 字节）；更大的模型会分成多个文件。", gt=0
+        5.0,
+        zh="单个权重文件的最大大小，单位 GB（10^9 字节）；更大的模型会分成多个文件。",
+        gt=0,
+        label=("Largest weight file in GB", "权重文件大小上限（GB）"),
     )
     """Largest weight file in GB (10^9 bytes); larger models are split into several files."""
 
