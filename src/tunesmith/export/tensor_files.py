@@ -93,6 +93,12 @@ def read_json(path: Path) -> Any:
         raise ExportError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two stored tensors are the same: type, shape and bytes."""
+    alike = (first.dtype, first.shape) == (second.dtype, second.shape)
+    return alike and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises ExportError when the header or the file's length is not what the format demands."""
     try:

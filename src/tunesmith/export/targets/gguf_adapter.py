@@ -27,7 +27,7 @@ from tunesmith.export.gguf_lora_check import check_layers, check_numbers, probe_
 from tunesmith.export.load_back import load_tokenizer
 from tunesmith.export.model_config import load_config, stop_tokens
 from tunesmith.export.staging import stage
-from tunesmith.export.targets import gguf
+from tunesmith.export.targets import gguf, hf
 from tunesmith.export.tensor_files import StoredTensor, read_json, read_model
 
 SOURCE = "learned"
@@ -72,7 +72,8 @@ def export(
     file; Tunesmith's own engine uses it. ``probes``: rows of token ids to compare on (default: a few texts). Raises ExportError
     for what must be merged (``export.gguf_lora``) and when a check fails; then ``out`` does not exist.
     """
-    folder = _base_folder(source, base)
+    named = read_adapter(source).base if base is None and (source / CONFIG).is_file() else None
+    folder = hf.base_folder(source, base, named, alone=False)
     stored, settings = read_model(folder), load_config(folder)
     if read_json(folder / "config.json").get("quantization_config"):
         raise ExportError(
@@ -112,17 +113,6 @@ def export(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Report(out, out.stat().st_size, figures, _notes(lora, config))
-
-
-def _base_folder(source: Path, base: Path | None) -> Path:
-    if base is None and (source / CONFIG).is_file():
-        named = read_adapter(source).base
-        base = Path(named) if named else None
-    if base is None or not base.is_dir():
-        raise ExportError(f"the adapter's base {base} is not a folder here", hint="give the base model's folder")
-    if (base / CONFIG).exists():
-        raise ExportError(f"the base {base} is itself an adapter", hint="merge that one first")
-    return base
 
 
 def _level_of_base(stored: dict[str, StoredTensor]) -> str:
