@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.config.errors import ExportError, UserError
 from tunesmith.export.beside import beside, modelfile_beside, write_beside
 from tunesmith.export.companions import copy_licences, front_matter, model_card
 from tunesmith.export.facts import hub_name, origin_of
+from tunesmith.export.tensor_files import read_header
+from tunesmith.hub.folder import resolve_adapter_folder
+from tunesmith.models.gguf_import import safetensors_of
 
 CARD = "---\ntags: [tunesmith, gguf]\n---\n\n# small\n\n- GGUF: `{}`\n"
 
@@ -118,3 +122,30 @@ def test_the_card_of_a_dequantized_base(base: Path, tmp_path: Path) -> None:
         in card
     )
     assert "# Small-Instruct, fine-tuned" in card and str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("content", [b"GGUFxxxxyyyy", b"GGUF\x03\x00\x00\x00" + b"\x05" * 40])
+def test_a_damaged_gguf_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    (tmp_path / "broken.gguf").write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.gguf cannot be read as GGUF"):
+        safetensors_of(tmp_path / "broken.gguf")
+    assert not list((tmp_path / "home").rglob("*.partial"))
+
+
+def test_hints_name_what_helps(tmp_path: Path) -> None:
+    """A run's checkpoint is nowhere to be fetched; a pickled adapter is opened by peft's class, not by a model's."""
+    for place, words in (("checkpoints/step-3", "take an earlier one"), ("model", "fetch the model again")):
+        file = tmp_path / place / "adapter_model.safetensors"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+        with pytest.raises(ExportError) as caught:
+            read_header(file)
+        assert words in str(caught.value.hint)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="only as pickled") as refused:
+        resolve_adapter_folder(folder, "here")
+    assert "PeftModel" in str(refused.value.hint) and "AutoModel" not in str(refused.value.hint)
