@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.progress import SILENT
 from tunesmith.export.beside import beside, modelfile_beside, write_beside
 from tunesmith.export.companions import copy_licences, front_matter, model_card
 from tunesmith.export.facts import hub_name, origin_of
 from tunesmith.export.tensor_files import read_header
 from tunesmith.hub.folder import resolve_adapter_folder
 from tunesmith.models.gguf_import import safetensors_of
+from tunesmith.verbs import compare
 
 CARD = "---\ntags: [tunesmith, gguf]\n---\n\n# small\n\n- GGUF: `{}`\n"
 
@@ -149,3 +151,11 @@ def test_hints_name_what_helps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only as pickled") as refused:
         resolve_adapter_folder(folder, "here")
     assert "PeftModel" in str(refused.value.hint) and "AutoModel" not in str(refused.value.hint)
+
+
+def test_a_comparison_reads_all_names_before_it_opens_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "open_engine", lambda *_, **__: pytest.fail("opened"))
+    (tmp_path / "model").mkdir()
+    for models in ([str(tmp_path / "model"), "nosuch"], [str(tmp_path / "model"), "run:nosuch"]):
+        with pytest.raises(UserError, match="nosuch"):
+            compare.run_comparison(models, SILENT, prompts=["hello"])
