@@ -28,6 +28,11 @@ class Hub:
     """Answer 500 to uploads once so many have arrived."""
     forbidden: bool = False
     tokens: set[str | None] = field(default_factory=set)
+    cookies: set[str | None] = field(default_factory=set)
+    uploads_at: str = ""
+    """Another host that large files are sent to."""
+    repeats: bool = False
+    """Refuse, in words that repeat the token."""
     url: str = ""
 
 
@@ -68,7 +73,10 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             path, body = self.begin(), self.body()
-            if hub.forbidden:
+            if hub.repeats:
+                words = f"nothing is done for {self.headers.get('Authorization') or self.headers.get('Cookie')}"
+                self.json(400, {"error": words, "Success": False, "Message": words})
+            elif hub.forbidden:
                 self.json(403, {"error": "forbidden", "Success": False, "Message": "no right"})
             elif path == "/api/validate-yaml":
                 self.json(200, {"errors": [], "warnings": []})
@@ -124,12 +132,13 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             for one in json.loads(body)["objects"]:
                 entry: dict[str, Any] = {"oid": one["oid"], "size": one["size"]}
                 if one["oid"] not in hub.blobs:
-                    entry["actions"] = {"upload": {"href": f"{hub.url}/lfs/{one['oid']}"}}
+                    entry["actions"] = {"upload": {"href": f"{hub.uploads_at or hub.url}/lfs/{one['oid']}"}}
                 found.append(entry)
             return found
 
         def begin(self) -> str:
             hub.tokens.add(self.headers.get("Authorization"))
+            hub.cookies.add(self.headers.get("Cookie"))
             return unquote(urlsplit(self.path).path)
 
         def body(self) -> bytes:

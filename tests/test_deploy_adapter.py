@@ -22,7 +22,9 @@ from tunesmith.export.ollama_adapter import check_architecture, check_base
 from tunesmith.export.ollama_quantize import check_quantize
 from tunesmith.export.targets import gguf
 from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs.beside import NO_BASE
 from tunesmith.verbs.deploy_adapter import deploy_adapter
+from tunesmith.verbs.export import export
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,8 @@ def test_the_adapter_answers_on_the_server(server: AdapterOllama, run: RunFolder
     assert sent.keys() >= theirs.keys() and list(sent["adapters"]) == [done.made.file.name]
     modelfile = parse(done.made.modelfile.read_text(encoding="utf-8"))
     assert modelfile.from_ == "small-base" and modelfile.adapters == (f"./{done.made.file.name}",)
+    card = (done.made.file.parent / "README.md").read_text(encoding="utf-8")
+    assert "- lora\n" in card and f"--lora {done.made.file.name}" in card and "stage sft, method lora" in card
     report = json.loads((run.artifacts / "deploy_adapter_report.json").read_text(encoding="utf-8"))
     assert report["server"]["on"] == "small-base" and report["checks"]["architecture"] == "llama"
 
@@ -116,6 +120,14 @@ def test_no_such_base_and_no_server(server: AdapterOllama, run: RunFolder, monke
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     done = deploy_adapter(run.id, "tuned", "small-base", SILENT)
     assert done.report is None and done.command.startswith("ollama create tuned -f ")
+    place, lines = export(
+        run.id, "gguf-adapter", SILENT, settings=["check=false"], out=done.made.file.parent.parent / "by-hand"
+    )
+    modelfile = (place.parent / "Modelfile").read_text(encoding="utf-8")
+    assert modelfile.startswith(f"# In place of {NO_BASE}: the name that base has in Ollama")
+    assert parse(modelfile).from_ == NO_BASE and parse(modelfile).adapters == (f"./{place.name}",)
+    assert any(f"tunesmith deploy {run.id} --as adapter --on NAME" in line for line in lines)
+    assert "alpha: 64" in lines and not any("{" in line for line in lines), lines
     with pytest.raises(UserError, match="nothing learned"):
         deploy_adapter(f"{run.id}@base", "tuned", "small-base", SILENT)
 

@@ -11,6 +11,7 @@ import pytest
 from hub_standin import Counting, files_of, write_model
 from push_standin import Hub, serving
 from tunesmith.config.errors import ServerError, UserError
+from tunesmith.hub.licences import licence_files, told_by_text
 from tunesmith.hub.push import check_push, demanded_name, destination, push
 
 TOKEN = "hf_aSecretThatNobodySees"
@@ -135,7 +136,7 @@ def test_the_licence_demands_a_name(hub: Hub, model: Path) -> None:
 )
 def test_the_card_alone_tells_the_licence(tmp_path: Path, licence: str, name: str | None) -> None:
     (tmp_path / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
-    assert demanded_name(tmp_path) == name
+    assert demanded_name({"README.md": tmp_path / "README.md"}) == name
 
 
 @pytest.mark.parametrize(
@@ -147,17 +148,82 @@ def test_wrong_destinations(to: str, words: str) -> None:
 
 
 def test_what_is_not_pushed(hub: Hub, model: Path, tmp_path: Path) -> None:
-    (model / "old.bin").write_bytes(b"pickle")
-    with pytest.raises(UserError, match="pickled"):
+    for name in ("old.bin", "sub/Model.PKL", "rows.npy", "it.pickle", "it.joblib", "it.ckpt"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_bytes(b"pickle")
+        with pytest.raises(UserError, match="may run code") as caught:
+            push(model, "me/small", Counts())
+        assert name in str(caught.value)
+        (model / name).unlink()
+    secret = tmp_path / "id_rsa"
+    secret.write_text("a private key")
+    (model / "NOTICE").symlink_to(secret)
+    with pytest.raises(UserError, match="lies elsewhere"):
         push(model, "me/small", Counts())
     with pytest.raises(UserError, match="no folder"):
         push(tmp_path / "gone", "me/small", Counts())
     assert hub.repos == {}
 
 
-def test_one_file_with_its_licence(hub: Hub, model: Path) -> None:
+def test_one_file_with_what_is_named_beside_it(hub: Hub, model: Path) -> None:
+    """What else lies there stays here; a licence that travels along is obeyed."""
     gguf = model / "small-Q8_0.gguf"
     gguf.write_bytes(b"GGUF" + bytes(70_000))
-    push(gguf, "ms:me/small", Counts())
+    (model / "LICENSE-of-something-else.txt").write_text("not this file's")
+    card, licence = model / "README.md", model / "LICENSE"
+    push(gguf, "ms:me/small", Counts(), beside={"README.md": card, "LICENSE": licence})
     sent: dict[str, Any] = hub.repos["me/small"]
     assert set(sent) == {"README.md", "LICENSE", "small-Q8_0.gguf"}
+    licence.write_text(LLAMA)
+    with pytest.raises(UserError, match="begins with 'Llama'"):
+        push(gguf, "ms:me/other", Counts(), beside={"LICENSE": licence})
+
+
+def test_no_token_to_a_foreign_upload_host(hub: Hub, model: Path) -> None:
+    """ModelScope says where large files go; a host that is not ModelScope's own gets the file and no token."""
+    with serving(Hub()) as elsewhere:
+        hub.uploads_at = elsewhere.url.replace("127.0.0.1", "localhost")
+        with pytest.raises(ServerError):  # the stand-in's commit asks for blobs that went elsewhere
+            push(model, "ms:me/small", Counts())
+        assert len(elsewhere.puts) == 3
+        assert not [token for token in elsewhere.tokens if token and TOKEN in token], elsewhere.tokens
+        assert not [cookie for cookie in elsewhere.cookies if cookie and TOKEN in cookie]
+
+
+@pytest.mark.parametrize("to", ["me/small", "ms:me/small"])
+def test_a_token_is_in_no_words(hub: Hub, model: Path, to: str) -> None:
+    """A hub, or a proxy before it, that repeats what it was sent: the error's words have no token."""
+    hub.repeats = True
+    with pytest.raises(UserError) as caught:
+        push(model, to, Counts())
+    assert TOKEN not in str(caught.value) and "…" in str(caught.value), str(caught.value)
+
+
+def test_which_files_are_licences(tmp_path: Path) -> None:
+    theirs = {
+        "LICENSE", "License.txt", "LICENCE.md", "LICENSE-APACHE-2.0", "LICENSE-MODEL", "NOTICE", "Notice.txt", "COPYING",
+        "USE_POLICY.md", "use-policy.txt", "acceptable_use_policy.md", "third_party_notices.txt", "llama-LICENSE",
+    }  # fmt: skip
+    others = {
+        "license.key", "license.pem", "noticeboard.txt", "notice.py", "licensed.txt", "LICENSE_server.pem", ".license",
+        "copying-machine.jpg", "license.json", "COPYING.tar.gz",
+    }  # fmt: skip
+    for name in theirs | others:
+        (tmp_path / name).write_text("words")
+    secret = tmp_path.parent / f"{tmp_path.name}-secret"
+    secret.write_text("a private key")
+    above = tmp_path.parent / "NOTICE-ABOVE"
+    above.write_text("of the whole project")
+    (tmp_path / "LICENSE-LINK").symlink_to(secret)
+    (tmp_path / "NOTICE-ABOVE").symlink_to(above)
+    assert {path.name for path in licence_files(tmp_path)} == theirs | {"NOTICE-ABOVE"}
+
+
+def test_what_a_licence_is_called(tmp_path: Path) -> None:
+    assert told_by_text(tmp_path) is None
+    (tmp_path / "LICENSE").write_text(" " * 30 + "Apache License\n" + " " * 27 + "Version 2.0, January 2004\n")
+    assert told_by_text(tmp_path) == "apache-2.0"
+    (tmp_path / "LICENSE").write_text("Terms of our own, unlike the MIT License in that\n")
+    assert told_by_text(tmp_path) is None, "only a title counts"
+    (tmp_path / "LICENSE").write_text("LLAMA 3.2 COMMUNITY LICENSE AGREEMENT\n")
+    assert told_by_text(tmp_path) == "llama3.2"

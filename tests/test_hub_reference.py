@@ -152,7 +152,7 @@ def test_ambiguity_names_both_readings(empty_folder: Path) -> None:
 def test_unknown_words_are_told_from_missing_paths() -> None:
     with pytest.raises(ReferenceNotFoundError, match="'dmeo'") as caught:
         parse("dmeo")
-    assert "Did you mean demo?" in str(caught.value.hint)
+    assert "did you mean demo?" in str(caught.value.hint)
     with pytest.raises(ReferenceNotFoundError, match="no file or folder 'a/b/c'"):
         parse("a/b/c")
     with pytest.raises(ReferenceNotFoundError, match="no file or folder"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from tunesmith.config.errors import UserError
 from tunesmith.runs.folder import RunFolder
 from tunesmith.web.app import address_of, listen, token_for
-from tunesmith.web.guard import Rules, host_name, is_loopback
+from tunesmith.web.guard import NO_ANSWER, Guard, Rules, host_name, is_loopback
 from web_server import Server
 
 
@@ -182,3 +184,34 @@ def test_a_token_is_asked_kept_in_a_strict_cookie_and_leaves_the_address(tmp_pat
         assert upgrade(server, Cookie=f"{named}=open-sesame") == 101
         assert upgrade(server, Cookie=f"{named}=open-sesamE") == 403
         assert sum("open-sesame" in line for line in server.said) == 1
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_closed_page_is_no_error(closed: bool) -> None:
+    """Starlette's middleware calls an application without an answer an error; it is none when nobody waits for one any more."""
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        while closed and (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def through(request: Any, call_next: Any) -> Any:
+        return await call_next(request)
+
+    sent: list[Any] = []
+    waiting = [{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [(b"host", b"localhost")]}
+    asked = Guard(BaseHTTPMiddleware(page, through), Rules("127.0.0.1", 7860))(scope, receive, send)
+    if closed:
+        asyncio.run(asked)
+        assert sent == []
+    else:
+        with pytest.raises(RuntimeError, match=NO_ANSWER):
+            asyncio.run(asked)

@@ -48,6 +48,18 @@ def test_a_form_is_written_as_its_command() -> None:
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_field_has_a_name_in_words(command: str) -> None:
+    """In both languages, and none twice in one form: a person reads words where a terminal has options."""
+    for top in form_of(command):
+        for field in leaves((top,)):
+            label = field.label or {}
+            assert label.get("en") and not label["en"][0].islower() and "_" not in label["en"], field.key
+            assert any("\u4e00" <= c <= "\u9fff" for c in label.get("zh", "")), field.key
+    labels = [(field.label or {})["en"] for field in form_of(command)]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_forms_offer_what_the_command_has(command: str) -> None:
     """Every field is an option of the real command, every option of the command a field."""
     options = {p.name: p for p in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]

@@ -212,3 +212,7 @@ def test_a_run_is_exported_without_its_data(tiny: Path, tmp_path: Path) -> None:
     data.unlink()
     place, _ = export(str(made.path), "gguf", SILENT, out=tmp_path / "x.gguf")
     assert place.exists()
+    card = (tmp_path / "x.README.md").read_text(encoding="utf-8")
+    assert "tags:\n- tunesmith\n- gguf\n" in card and f"base: {tiny.name}" in card
+    assert "stage sft, method lora (rank" in card and "`x.gguf`" in card and "llama-server -m x.gguf" in card
+    assert "ollama create gone -f Modelfile" in card and not (tmp_path / "README.md").exists()

@@ -139,7 +139,7 @@ def unreachable(url: str, error: Exception, doing: str) -> ServerError:
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError)):
         return ServerError(
             f"no Ollama server answers at {url}",
-            hint="start it (`ollama serve`, or the Ollama app), or set OLLAMA_HOST to where it runs",
+            hint="start it (`ollama serve`, or the Ollama app), or give the address where it runs (OLLAMA_HOST, or --url of deploy)",
         )
     if isinstance(error, httpx.TimeoutException):
         return ServerError(
@@ -161,7 +161,10 @@ def refused(doing: str, status: int | None, text: str) -> ServerError:
 
 def not_ollama(url: str) -> ServerError:
     """The error for an answer that is not Ollama's kind of JSON."""
-    return ServerError(f"what answers at {url} is not Ollama", hint="set OLLAMA_HOST to where Ollama runs")
+    return ServerError(
+        f"what answers at {url} is not Ollama",
+        hint="give the address where Ollama runs (OLLAMA_HOST, or --url of deploy)",
+    )
 
 
 def error_text(body: str) -> str:
@@ -211,5 +214,5 @@ def _is_ip(text: str) -> bool:
 def _bad_address(text: str) -> UserError:
     return UserError(
         f"{text!r} is no address of an Ollama server",
-        hint="write OLLAMA_HOST as 127.0.0.1:11434, host:port, or http://host:port",
+        hint="write it (--url, or OLLAMA_HOST) as http://host:port, for example http://127.0.0.1:11434",
     )

@@ -53,7 +53,12 @@ def export(
         typer.Option("--out", help="Where to write; by default into the run's artifacts, or here for models."),
     ] = None,
     level: Annotated[
-        str | None, typer.Option("--level", "--type", help="How many bits a GGUF's numbers have; short for level=….")
+        str | None,
+        typer.Option(
+            "--level",
+            "--type",
+            help="How many bits a GGUF's numbers have, f16 by default (deploy sends q8_0); short for level=….",
+        ),
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", help="16-bit original to merge into, for a base that is stored quantized.")

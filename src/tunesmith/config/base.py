@@ -29,16 +29,19 @@ class Config(BaseModel):
 
 
 def setting(
-    default: Any = ..., *, zh: str, basic: bool = False, choices: Sequence[str] = (), **constraints: Any
-) -> Any:
+    default: Any = ..., *, zh: str, basic: bool = False, choices: Sequence[str] = (), label: tuple[str, str] | None = None,
+    **constraints: Any,
+) -> Any:  # fmt: skip
     """A documented setting: ``zh`` is its help in Chinese, ``basic`` puts it on the first screen of the page's form.
 
-    ``choices`` are shown where they cannot be part of the type (names found at run time); a validator must check them.
+    ``label`` is what the page calls it (English, Chinese) where it is not known by its key. ``choices`` are shown where they cannot be part of the type (names found at run time); a validator must check them.
     ``constraints`` are pydantic's (``ge``, ``le``, ``min_length`` …). The English help is the docstring under the field.
     """
     extra: dict[str, Any] = {"zh": zh}
     if basic:
         extra["basic"] = True
+    if label:
+        extra["label"] = dict(zip(("en", "zh"), label, strict=True))
     if choices:
         extra["enum"] = list(choices)
     if callable(default) and not isinstance(default, type(...)):

@@ -13,7 +13,7 @@ from tunesmith.export import lora, oft
 from tunesmith.export.changes import Change
 from tunesmith.export.experts import empty_model, expert_deltas, stored_parts
 from tunesmith.export.rows import Rows
-from tunesmith.export.tensor_files import StoredTensor, read_header, read_json
+from tunesmith.export.tensor_files import StoredTensor, read_header, read_json, same_bytes
 from tunesmith.models.adapters.chain import merged_first
 
 CONFIG = "adapter_config.json"
@@ -65,7 +65,8 @@ def read_adapter(folder: Path) -> Adapter:
         raise ExportError(
             f"{folder / WEIGHTS} is missing"
             + (" (adapter_model.bin is pickle, which may run code when read)" if pickle else ""),
-            hint="save the adapter as safetensors: model.save_pretrained(folder, safe_serialization=True)",
+            hint="where you trust it, open it with peft and save it anew, as safetensors: "
+            "PeftModel.from_pretrained(base, folder).save_pretrained(folder)",
         )
     sorted_out = _sort_out(folder, config, read_header(folder / WEIGHTS))
     if not (sorted_out.changes or sorted_out.replaced or sorted_out.experts or sorted_out.rows):
@@ -128,7 +129,7 @@ def _trained_rows(folder: Path, config: dict[str, Any], tensors: dict[str, Store
         if isinstance(which, dict):
             ids = next((ids for name, ids in which.items() if f".{module}".endswith(f".{name}")), None)
             others = [other for name, other in tensors.items() if name != module]
-            if ids is None and any(_same(tensor, other) for other in others):
+            if ids is None and any(same_bytes(tensor, other) for other in others):
                 continue
         if not isinstance(ids, list) or len(ids) != tensor.shape[0]:
             raise ExportError(
@@ -137,11 +138,6 @@ def _trained_rows(folder: Path, config: dict[str, Any], tensors: dict[str, Store
             )
         found[f"{module}.weight"] = Rows(tuple(int(i) for i in ids), tensor)
     return found
-
-
-def _same(first: StoredTensor, second: StoredTensor) -> bool:
-    alike = (first.dtype, first.shape) == (second.dtype, second.shape)
-    return alike and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
 def combined(adapters: Sequence[Adapter], base: Path, stored: dict[str, StoredTensor]) -> Adapter:

@@ -30,6 +30,21 @@ class Report:
     checks: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """What was checked, in words: a line for each figure; tables of figures are for programs and left out."""
+        told = {name.replace("_", " "): value for name, value in self.checks.items() if not isinstance(value, dict)}
+        return [f"{name}: {_in_words(value)}" for name, value in told.items()]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_in_words, value)) or "none"
+    return str(value)
+
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""

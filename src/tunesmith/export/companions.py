@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +12,24 @@ from typing import Any
 
 from tunesmith.config.errors import ExportError
 from tunesmith.export.base import LOCK
-from tunesmith.export.facts import hub_place
+from tunesmith.export.facts import hub_place, origin_of
 from tunesmith.export.model_config import without_code
 from tunesmith.export.new_tokens import write_tokens
 from tunesmith.export.tensor_files import read_json
+from tunesmith.hub.licences import licence_files, may_travel, told_by_text
 from tunesmith.models.changes import NewToken
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "spiece.model", "sentencepiece.bpe.model", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
-LICENCE_STARTS = ("license", "licence", "notice", "copying", "use_policy", "acceptable_use", "usage_policy")
 CHECKSUMS = "SHA256SUMS"
 
 
 def copy_tokenizer(source: Path, out: Path) -> list[str]:
     """Copy the tokenizer files unchanged (all but tokenizer_config.json); returns their names. Raises ExportError if none is there."""
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    names += sorted(p.name for p in source.glob("*.tiktoken"))
+    names = [*TOKENIZER_FILES, *sorted(p.name for p in source.glob("*.tiktoken"))]
+    names = [name for name in names if may_travel(source / name, source)]
     if not names:
         raise ExportError(f"{source} holds no tokenizer", hint="is this a complete model folder?")
     for name in names:
@@ -89,40 +90,55 @@ def copy_licences(sources: list[Path], out: Path) -> list[str]:
     """Copy LICENSE, NOTICE and use-policy files; where names meet, the first source wins. Returns the names."""
     copied: dict[str, Path] = {}
     for folder in sources:
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and path.name.lower().startswith(LICENCE_STARTS):
-                copied.setdefault(path.name, path)
+        for path in licence_files(folder):
+            copied.setdefault(path.name, path)
     for name, path in copied.items():
         shutil.copyfile(path, out / name)
     return list(copied)
 
 
-def model_card(base: Path, base_name: str | None, facts: list[str], *, library: str = "transformers") -> str:
-    """README.md: licence and language from the base's card, the base's name and revision if it is on a hub, and ``facts`` as a list.
+def model_card(
+    base: Path, base_name: str | None, facts: Sequence[str], *, library: str = "transformers", relation: str | None = None,
+    tags: Sequence[str] = (), more: str = "",
+) -> str:  # fmt: skip
+    """README.md: licence and language from the base's card, the base's name and revision if it is on a hub, ``facts`` as a list, and
+    ``more`` Markdown after it.
 
-    ``library``: ``peft`` for an adapter.
+    ``library``: ``peft`` for an adapter, "" for none; ``relation``: to the base (default: what the library is for); ``tags``: more of them.
     """
     import yaml
 
-    front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["tunesmith"]}
+    front: dict[str, Any] = {"library_name": library} if library else {}
+    front |= {"pipeline_tag": "text-generation", "tags": ["tunesmith", *tags]}
     inherited = front_matter(base / "README.md")
+    short = origin_of(base).stem if origin_of(base) != base else base.name
     if base_name is None and "tunesmith" in (inherited.get("tags") or ()):  # a merged model: its own base is the one
         base_name = inherited.get("base_model")
+        short = _heading(base / "README.md") or short
     if base_name:
         front["base_model"] = base_name
-        front["base_model_relation"] = "adapter" if library == "peft" else "finetune"
-    front |= {
-        key: inherited[key] for key in ("license", "license_name", "license_link", "language") if key in inherited
-    }
+        front["base_model_relation"] = relation or ("adapter" if library == "peft" else "finetune")
+    known = ("license", "license_name", "license_link", "language")
+    front |= {key: inherited[key] for key in known if key in inherited}
+    if not front.keys() & {"license", "license_name"} and (told := told_by_text(base)):
+        front["license"] = told
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    place = hub_place(base)
-    lines = [f"base: {base_name or base.name}" + (f", revision {place[1]}" if place else "")]
+    place = hub_place(origin_of(base))
+    came = f", dequantized from {origin_of(base).name}" if origin_of(base) != base else ""
+    lines = [f"base: {base_name or short}" + (f", revision {place[1]}" if place else "") + came]
     if licence := front.get("license_name") or front.get("license"):
         lines.append(
             f"licence of the base: {licence}" + (f" ({front['license_link']})" if "license_link" in front else "")
         )
     text = "\n".join(f"- {line}" for line in [*lines, *facts])
-    return f"---\n{head}---\n\n# {(base_name or base.name).rsplit('/', 1)[-1]}, fine-tuned\n\n{text}\n"
+    title = (base_name or short).rsplit("/", 1)[-1] + (", fine-tuned" if relation != "quantized" else "")
+    return f"---\n{head}---\n\n# {title}\n\n{text}\n" + (f"\n{more.strip()}\n" if more else "")
+
+
+def _heading(card: Path) -> str | None:
+    """Of what model a card of ours says that it is fine-tuned."""
+    found = re.search(r"^# (.+), fine-tuned$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found[1] if found else None
 
 
 def front_matter(path: Path) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from tunesmith.export.adapters import Adapter
 from tunesmith.export.trained import Trained
+from tunesmith.hub.store import SOURCE_FILE
 from tunesmith.models.changes import Changes
+from tunesmith.models.gguf_import import ORIGIN
 from tunesmith.models.rope import STRETCHED_LAYERS
 
 
@@ -18,11 +21,31 @@ def hub_name(named: str | None, raw: dict[str, Any], folder: Path | None = None)
     ``named``: what the learned weights call their base; ``raw``: the base's config.json; ``folder``: where the base lies, which in a
     hub's cache says where it came from.
     """
-    for place in (named, str(folder) if folder is not None else None):
+    for place in (named, folder, origin_of(folder) if folder is not None else None):
         if place and (found := hub_place(place)):
             return found[0]
+    if folder is not None and origin_of(folder) != folder and (told := source_told(origin_of(folder).parent)):
+        return told
     name = named or raw.get("_name_or_path") or ""
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def origin_of(folder: Path) -> Path:
+    """The GGUF that a base was dequantized from, for a folder that came of one; else the folder itself."""
+    try:
+        told = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["gguf"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
+    return Path(str(told))
+
+
+def source_told(folder: Path) -> str | None:
+    """The model's name on a hub that a folder of our own cache keeps (the demo model, which comes out of a package)."""
+    try:
+        told = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(told)
 
 
 def hub_place(folder: Path | str) -> tuple[str, str] | None:

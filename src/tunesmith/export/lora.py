@@ -7,13 +7,13 @@ arXiv:2312.03732). DoRA (Liu et al., 2024, arXiv:2402.09353): every output row o
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ExportError
 from tunesmith.export.changes import FLOATS, Blocks, Step, load
 from tunesmith.export.tensor_files import StoredTensor
+from tunesmith.models.adapters.combine import by_pattern
 
 if TYPE_CHECKING:
     import torch
@@ -129,16 +129,8 @@ def pair(where: str, module: str, parts: dict[str, StoredTensor]) -> tuple[Store
 
 def scale_of(where: str, config: dict[str, Any], module: str, rank: int) -> float:
     """s of a layer whose A has ``rank`` rows. Raises ExportError when the config says another rank."""
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    named = _by_pattern(config.get("rank_pattern"), module, config.get("r", rank))
+    alpha = by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    named = by_pattern(config.get("rank_pattern"), module, config.get("r", rank))
     if named != rank:
         raise ExportError(f"{where}: {module} has rank {rank} in its weights and {named} in its config")
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
-
-
-def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """peft's rule: the first pattern that is the module's name or its end after a dot, as a regular expression."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunesmith.export.companions import LICENCE_STARTS
 from tunesmith.export.model_config import completed, without_code
 from tunesmith.export.tensor_files import INDEX, read_json
+from tunesmith.hub.licences import is_licence, may_travel
 
 COPIED = (".model", ".txt", ".jinja", ".tiktoken")
 
@@ -26,17 +26,15 @@ def stage(source: Path, folder: Path, config: Any) -> Path:
         target = folder / path.name
         if path.suffix == ".safetensors":
             _link(path.resolve(), target)
-        elif path.name == INDEX or path.suffix in COPIED or path.name == "README.md" or _is_licence(path):
+        elif not may_travel(path, source):
+            continue
+        elif path.name == INDEX or path.suffix in COPIED or path.name == "README.md" or is_licence(path.name):
             shutil.copyfile(path, target)
         elif path.suffix == ".json":
             target.write_text(json.dumps(without_code(read_json(path)), ensure_ascii=False), encoding="utf-8")
     settings = completed(read_json(source / "config.json"), config)
     (folder / "config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
     return folder
-
-
-def _is_licence(path: Path) -> bool:
-    return path.is_file() and path.suffix in ("", ".md") and path.name.lower().startswith(LICENCE_STARTS)
 
 
 def _link(source: Path, target: Path) -> None:

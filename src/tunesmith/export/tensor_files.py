@@ -22,7 +22,13 @@ ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-DAMAGED = "the file is damaged or was not downloaded completely; fetch it again"
+
+
+def damaged(file: Path) -> str:
+    """What to do about a weight file that is not whole: one of a run was written here and is nowhere to be fetched."""
+    if any(part.startswith("step-") and before == "checkpoints" for before, part in zip(file.parts, file.parts[1:])):
+        return "this checkpoint of a run is damaged; take an earlier one (RUN@step-N, see `tunesmith runs`), or train on from there"
+    return "the file is damaged or not whole; fetch the model again, or make it again where it was made"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class StoredTensor:
             while start < end:
                 part = file.read(min(size, end - start))
                 if not part:
-                    raise ExportError(f"{self.file} ends in the middle of {self.name}", hint=DAMAGED)
+                    raise ExportError(f"{self.file} ends in the middle of {self.name}", hint=damaged(self.file))
                 start += len(part)
                 yield part
 
@@ -59,7 +65,7 @@ class StoredTensor:
             while done < len(buffer):
                 count = file.readinto(buffer[done:])
                 if not count:
-                    raise ExportError(f"{self.file} ends in the middle of {self.name}", hint=DAMAGED)
+                    raise ExportError(f"{self.file} ends in the middle of {self.name}", hint=damaged(self.file))
                 done += count
 
 
@@ -87,6 +93,12 @@ def read_json(path: Path) -> Any:
         raise ExportError(f"{path} cannot be read as JSON: {error}") from error
 
 
+def same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two stored tensors are the same: type, shape and bytes."""
+    alike = (first.dtype, first.shape) == (second.dtype, second.shape)
+    return alike and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises ExportError when the header or the file's length is not what the format demands."""
     try:
@@ -94,7 +106,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, 100_000_000):
-                raise ExportError(f"{file} is not a whole safetensors file ({size} bytes)", hint=DAMAGED)
+                raise ExportError(f"{file} is not a whole safetensors file ({size} bytes)", hint=damaged(file))
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         found = {}
@@ -105,15 +117,17 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if tensor.dtype not in ITEM_BYTES:
                 raise ExportError(f"{file}: {name} has the unknown type {tensor.dtype}")
             if tensor.nbytes != math.prod(shape) * ITEM_BYTES[tensor.dtype] or begin < 0:
-                raise ExportError(f"{file}: {name} has {tensor.nbytes} bytes for shape {list(shape)}", hint=DAMAGED)
+                raise ExportError(
+                    f"{file}: {name} has {tensor.nbytes} bytes for shape {list(shape)}", hint=damaged(file)
+                )
             found[name] = tensor
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ExportError):
             raise
-        raise ExportError(f"{file} cannot be read as safetensors: {error}", hint=DAMAGED) from error
+        raise ExportError(f"{file} cannot be read as safetensors: {error}", hint=damaged(file)) from error
     end = max((t.offset + t.nbytes for t in found.values()), default=8 + length)
     if end != size:
-        raise ExportError(f"{file} has {size} bytes, its header describes {end}", hint=DAMAGED)
+        raise ExportError(f"{file} has {size} bytes, its header describes {end}", hint=damaged(file))
     return found
 
 
@@ -130,12 +144,12 @@ def read_model(folder: Path, stem: str = "model") -> dict[str, StoredTensor]:
             if Path(name).name != name:
                 raise ExportError(f"{place} points outside its folder: {name}")
             if not (folder / name).is_file():
-                raise ExportError(f"{folder / name} is missing, though the index names it", hint=DAMAGED)
+                raise ExportError(f"{folder / name} is missing, though the index names it", hint=damaged(folder / name))
             found |= read_header(folder / name)
         absent = sorted(set(weight_map) - set(found))
         if absent:
             raise ExportError(
-                f"{folder}: {len(absent)} tensors of the index are in no file, first {absent[0]}", hint=DAMAGED
+                f"{folder}: {len(absent)} tensors of the index are in no file, first {absent[0]}", hint=damaged(place)
             )
         return found
     single = folder / f"{stem}.safetensors"

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..config.errors import UserError
+from .licences import is_licence
 
-LICENSES = re.compile(r"(?:.*[-_.])?(?:LICEN[SC]E|NOTICE|USE[-_]POLICY|COPYING)(?:[-_.].*)?$", re.IGNORECASE)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SUPPORT = (
     "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "tokenizer*", "README.md", "additional_chat_templates/*.jinja",
@@ -42,7 +42,7 @@ def choose(paths: Iterable[str], where: str, *, file: str | None = None, adapter
     root = [path for path in there if "/" not in path]
     if file is not None:
         if file not in there:
-            raise UserError(f"{where} holds no file {file}.", _offer([p for p in there if p.endswith(".gguf")]))
+            raise UserError(f"{where} holds no file {file}", _offer([p for p in there if p.endswith(".gguf")]))
         return Choice((*support, file), file)
     stem = "adapter_model" if adapter else "model"
     if f"{stem}.safetensors" in root:
@@ -55,12 +55,12 @@ def choose(paths: Iterable[str], where: str, *, file: str | None = None, adapter
         return Choice((*support, best), best)
     if any(pickled(path) for path in root):
         raise UserError(
-            f"{where} offers its weights only pickled ({', '.join(p for p in root if pickled(p))}); these are not opened.",
-            "Look for a version with *.safetensors; on Hugging Face try the revision refs/pr/1, made by its converter.",
+            f"{where} offers its weights only pickled ({', '.join(p for p in root if pickled(p))}); these are not opened",
+            "look for a version with *.safetensors; on Hugging Face try the revision refs/pr/1, made by its converter",
         )
     if "adapter_config.json" in root and not adapter:
-        raise UserError(f"{where} is an adapter, not a whole model.", f"Write its base in front: BASE+{where}")
-    raise UserError(f"{where} holds no {stem}.safetensors.", "Check the name; this may be another kind of model.")
+        raise UserError(f"{where} is an adapter, not a whole model", f"write its base in front: BASE+{where}")
+    raise UserError(f"{where} holds no {stem}.safetensors", "check the name; this may be another kind of model")
 
 
 def best_gguf(paths: Iterable[str], where: str) -> str:
@@ -71,7 +71,7 @@ def best_gguf(paths: Iterable[str], where: str) -> str:
     every = sorted(path for path in paths if path.endswith(".gguf"))
     files = [path for path in every if "mmproj" not in path.lower() and not re.search(r"-\d+-of-\d+\.gguf$", path)]
     if not files and every:
-        raise UserError(f"{where} holds no GGUF in one piece.", "Use the model's original with *.safetensors.")
+        raise UserError(f"{where} holds no GGUF in one piece", "use the model's original with *.safetensors")
     ranks = {path: _gguf_type(path) for path in files}
     for kind in GGUF_ORDER:
         hits = [path for path in files if ranks[path] == kind]
@@ -81,7 +81,7 @@ def best_gguf(paths: Iterable[str], where: str) -> str:
             break
     if len(files) == 1:
         return files[0]
-    raise UserError(f"{where} holds {len(files)} GGUF files.", _offer(files))
+    raise UserError(f"{where} holds {len(files)} GGUF files", _offer(files))
 
 
 def _gguf_type(path: str) -> str:
@@ -91,9 +91,9 @@ def _gguf_type(path: str) -> str:
 
 def _offer(files: list[str]) -> str:
     if not files:
-        return "It holds no .gguf file at all."
+        return "it holds no .gguf file at all"
     some = ", ".join(files[:8]) + (f" … ({len(files)} in all)" if len(files) > 8 else "")
-    return f"Name one of them after the model, as org/name/FILE.gguf, or as a path: {some}"
+    return f"name one of them after the model, as org/name/FILE.gguf, or as a path: {some}"
 
 
 def _supports(path: str) -> bool:
@@ -101,4 +101,4 @@ def _supports(path: str) -> bool:
         return False
     if "/" in path:
         return fnmatch.fnmatchcase(path, SUPPORT[-1])
-    return bool(LICENSES.match(path)) or any(fnmatch.fnmatchcase(path, pattern) for pattern in SUPPORT[:-1])
+    return is_licence(path) or any(fnmatch.fnmatchcase(path, pattern) for pattern in SUPPORT[:-1])

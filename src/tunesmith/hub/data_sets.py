@@ -13,8 +13,8 @@ from .reference import hub_order
 from .repository import DataReference, Repository, keep, kept
 
 WHAT_TO_DO = (
-    "Check the network and its proxy (HTTPS_PROXY), use a mirror (HF_ENDPOINT, MODELSCOPE_ENDPOINT), or fetch the files "
-    "where there is a network and name their folder."
+    "check the network and its proxy (HTTPS_PROXY), use a mirror (HF_ENDPOINT, MODELSCOPE_ENDPOINT), or fetch the files "
+    "where there is a network and name their folder"
 )
 
 
@@ -43,7 +43,7 @@ def find_repository(
     """
     tried = [one for reference in references for one in _each(reference)]
     if not tried:
-        raise UserError("TUNESMITH_HUBS is empty, so data sets are looked for nowhere.", "Write hf:… or ms:… in front.")
+        raise UserError("TUNESMITH_HUBS is empty, so data sets are looked for nowhere", "write hf:… or ms:… in front")
     known = {one: kept(one) for one in tried}
     for one in tried:
         found = known[one]
@@ -51,8 +51,8 @@ def find_repository(
             return found
     if net.offline_asked(offline):
         raise ReferenceNotFoundError(
-            f"The data set {tried[0]} is not on this disk, and the network is switched off.",
-            "Unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a file.",
+            f"the data set {tried[0]} is not on this disk, and the network is switched off",
+            "unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a file",
         )
     failures: list[UserError] = []
     for one, silence in zip(tried, net.why_silent_each([HUBS[one.hub].address(one) for one in tried]), strict=True):
@@ -60,14 +60,14 @@ def find_repository(
             if silence is not None:
                 name, endpoint = NAMES[one.hub]
                 raise ReferenceNotFoundError(
-                    f"{name} ({net.plain(endpoint())}) cannot be reached: {silence}.", WHAT_TO_DO
+                    f"{name} ({net.plain(endpoint())}) cannot be reached: {silence}", WHAT_TO_DO
                 )
             repository = HUBS[one.hub].ask(one)
             keep(one, repository)
             return repository
         except UserError as error:
             if (before := known[one]) is not None and silence is not None:
-                progress.say(f"{error.message} What was fetched earlier is used: {before.title}.")
+                progress.say(f"{error.message}; what was fetched earlier is used: {before.title}")
                 return before
             failures.append(error)
     if len(failures) == 1:
@@ -75,7 +75,7 @@ def find_repository(
     places = "\n".join(f"  - {error.message}" for error in failures)
     hints = "; ".join(dict.fromkeys(error.hint for error in failures if error.hint))
     raise ReferenceNotFoundError(
-        f"The data set {tried[0].name} could not be had from any of {len(failures)} places:\n{places}", hints
+        f"the data set {tried[0].name} could not be had from any of {len(failures)} places:\n{places}", hints
     )
 
 
@@ -95,10 +95,10 @@ def local_files(
         return there
     if net.offline_asked(offline):
         raise ReferenceNotFoundError(
-            f"{repository.title} is not on this disk as a whole, and the network is switched off.",
-            "Unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a file.",
+            f"{repository.title} is not on this disk as a whole, and the network is switched off",
+            "unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a file",
         )
-    progress.start(f"Fetching {repository.title}", sum(repository.files[path].size for path in paths), "B")
+    progress.start(f"fetching {repository.title}", sum(repository.files[path].size for path in paths), "B")
     found = hub.fetch(repository, paths, progress)
     progress.finish()
     return found

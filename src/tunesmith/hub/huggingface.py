@@ -79,7 +79,7 @@ def download(reference: Reference, progress: Progress, adapter: bool = False) ->
         info = HfApi(endpoint=endpoint()).model_info(name, revision=revision, files_metadata=True, timeout=30)
         sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or []}
         choice = choose(sizes, f"{NAME} {name}", file=reference.file, adapter=adapter)
-        progress.start(f"Fetching {name} from {NAME}", sum(sizes[file] for file in choice.files), "B")
+        progress.start(f"fetching {name} from {NAME}", sum(sizes[file] for file in choice.files), "B")
         folder = _snapshot(reference, choice, progress)
     except UserError:
         raise
@@ -123,25 +123,25 @@ def _explained(error: Exception, reference: Reference) -> UserError:
     name = reference.name
     if isinstance(error, errors.GatedRepoError):
         return ReferenceNotFoundError(
-            f"{NAME} shows {name} only to people who accepted its licence.",
-            f"Accept it at {endpoint()}/{name}, then set HF_TOKEN (or run `hf auth login`).",
+            f"{NAME} shows {name} only to people who accepted its licence",
+            f"accept it at {endpoint()}/{name}, then set HF_TOKEN (or run `hf auth login`)",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ReferenceNotFoundError(
-            f"{NAME} has {name}, but no revision {reference.revision or 'main'!r} of it.",
-            "Look at its branches and tags.",
+            f"{NAME} has {name}, but no revision {reference.revision or 'main'!r} of it",
+            "look at its branches and tags",
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
         return ReferenceNotFoundError(
-            f"{NAME} has no model {name}, or shows it only to its owners.",
-            "Check the spelling; for a private model set HF_TOKEN (or run `hf auth login`).",
+            f"{NAME} has no model {name}, or shows it only to its owners",
+            "check the spelling; for a private model set HF_TOKEN (or run `hf auth login`)",
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ReferenceNotFoundError(f"HF_HUB_OFFLINE forbids to ask {NAME}.", "Unset it to download.")
+        return ReferenceNotFoundError(f"HF_HUB_OFFLINE forbids to ask {NAME}", "unset it to download")
     words = net.in_words(error)
     return ServerError(
-        f"{NAME} ({net.plain(endpoint())}) did not deliver {name}: {words}.", "Start again; finished files are kept."
+        f"{NAME} ({net.plain(endpoint())}) did not deliver {name}: {words}", "start again; finished files are kept"
     )
 
 

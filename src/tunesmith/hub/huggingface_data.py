@@ -101,23 +101,23 @@ def _explained(error: Exception, reference: DataReference) -> UserError:
         return error
     if isinstance(error, errors.GatedRepoError):
         return ReferenceNotFoundError(
-            f"{NAME} shows the data set {name} only to people who accepted its terms.",
-            f"Accept them at {endpoint()}/datasets/{name}, then set HF_TOKEN (or run `hf auth login`).",
+            f"{NAME} shows the data set {name} only to people who accepted its terms",
+            f"accept them at {endpoint()}/datasets/{name}, then set HF_TOKEN (or run `hf auth login`)",
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ReferenceNotFoundError(
-            f"{NAME} has the data set {name}, but no revision {reference.revision or 'main'!r} of it.",
-            "Look at its branches and tags.",
+            f"{NAME} has the data set {name}, but no revision {reference.revision or 'main'!r} of it",
+            "look at its branches and tags",
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
         return ReferenceNotFoundError(
-            f"{NAME} has no data set {name}, or shows it only to its owners.",
-            "Check the spelling; for a private one set HF_TOKEN (or run `hf auth login`).",
+            f"{NAME} has no data set {name}, or shows it only to its owners",
+            "check the spelling; for a private one set HF_TOKEN (or run `hf auth login`)",
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ReferenceNotFoundError(f"HF_HUB_OFFLINE forbids to ask {NAME}.", "Unset it to download.")
+        return ReferenceNotFoundError(f"HF_HUB_OFFLINE forbids to ask {NAME}", "unset it to download")
     return ServerError(
-        f"{NAME} ({net.plain(endpoint())}) did not deliver {name}: {net.in_words(error)}.",
-        "Start again; finished files are kept.",
+        f"{NAME} ({net.plain(endpoint())}) did not deliver {name}: {net.in_words(error)}",
+        "start again; finished files are kept",
     )

@@ -55,7 +55,7 @@ def choose_files(
             (root / "README.md").write_text(readme, encoding="utf-8")
         if folder is not None and not (root / folder).is_dir():
             folders = sorted({path.split("/")[0] for path in paths if "/" in path})
-            raise UserError(f"{where} has no folder {folder!r}.", f"It has: {', '.join(folders) or 'none'}.")
+            raise UserError(f"{where} has no folder {folder!r}", f"it has: {', '.join(folders) or 'none'}")
         try:
             return _choose(root, where, subset, split, folder, Path(name, "cache"))
         except UserError:
@@ -78,22 +78,22 @@ def _choose(root: Path, where: str, subset: str | None, split: str | None, folde
 
     subsets = [str(name) for name in get_dataset_config_names(str(root), data_dir=folder)]
     if subset is not None and subset not in subsets and subsets != ["default"]:
-        raise UserError(f"{where} has no subset {subset!r}.", f"It has: {_some(subsets)}.")
+        raise UserError(f"{where} has no subset {subset!r}", f"it has: {_some(subsets)}")
     if subset is not None and subsets == ["default"] and subset != "default":
-        raise UserError(f"{where} has no subsets, so no {subset!r}.", "Leave the subset out.")
+        raise UserError(f"{where} has no subsets, so no {subset!r}", "leave the subset out")
     if subset is None and len(subsets) > 1 and "default" not in subsets:
         default = _default(str(root), folder)
         if default is None:
-            raise UserError(f"{where} has several subsets: {_some(subsets)}.", f"Say which one: subset: {subsets[0]}")
+            raise UserError(f"{where} has several subsets: {_some(subsets)}", f"say which one: subset: {subsets[0]}")
         subset = default
     builder: Any = load_dataset_builder(str(root), name=subset, data_dir=folder, cache_dir=str(cache))
     files = builder.config.data_files or {}
     splits = {str(name): [os.path.relpath(str(file), root) for file in listed] for name, listed in files.items()}
     chosen = split or ("train" if "train" in splits or len(splits) != 1 else next(iter(splits)))
     if "[" in chosen:
-        raise UserError(f"{where}: the split {chosen!r} is a slice, which is not read.", "Use limit or sample instead.")
+        raise UserError(f"{where}: the split {chosen!r} is a slice, which is not read", "use limit or sample instead")
     if chosen not in splits:
-        raise UserError(f"{where} has no split {chosen!r}.", f"It has: {_some(list(splits))}.")
+        raise UserError(f"{where} has no split {chosen!r}", f"it has: {_some(list(splits))}")
     paths = tuple(Path(path).as_posix() for path in splits[chosen])
     return Chosen(paths, str(builder.config.name), chosen, getattr(builder.config, "field", None))
 
@@ -108,14 +108,14 @@ def _default(root: str, folder: str | None) -> str | None:
 def _explained(error: Exception, paths: Sequence[str], root: str, where: str) -> UserError:
     if any(path.endswith(".py") for path in paths):
         return UserError(
-            f"{where} is a loading script without data files; code of a data set is not run.",
-            f"On Hugging Face many such sets have a converted copy: revision: {CONVERTED} (and perhaps a subset).",
+            f"{where} is a loading script without data files; code of a data set is not run",
+            f"on Hugging Face many such sets have a converted copy: revision: {CONVERTED} (and perhaps a subset)",
         )
     shown = ", ".join(paths[:6]) + (" …" if len(paths) > 6 else "")
     detail = str(error).replace(root, where).strip().splitlines()
     return UserError(
-        f"{where} holds no rows that can be read ({detail[0] if detail else type(error).__name__}).",
-        f"It has the files: {shown or 'none'}.",
+        f"{where} holds no rows that can be read ({detail[0] if detail else type(error).__name__})",
+        f"it has the files: {shown or 'none'}",
     )
 
 

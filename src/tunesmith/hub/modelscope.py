@@ -106,14 +106,12 @@ def _fetch_all(http: httpx.Client, reference: Reference, into: Path, progress: P
     for path in choice.files:
         parts = PurePosixPath(path).parts
         if PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path or ":" in path or "\0" in path:
-            raise ServerError(
-                f"{NAME} lists the impossible file {path!r} in {reference.name}.", "Do not use this model."
-            )
+            raise ServerError(f"{NAME} lists the impossible file {path!r} in {reference.name}", "do not use this model")
     sizes = {path: files[path].get("Size") for path in choice.files}
     total = sum(size for size in sizes.values() if isinstance(size, int))
     there = sum(file.stat().st_size for file in into.rglob("*") if file.is_file())
     need_space(into, max(0, total - there))
-    progress.start(f"Fetching {reference.name} from {NAME}", total, "B")
+    progress.start(f"fetching {reference.name} from {NAME}", total, "B")
     for path in sorted(choice.files, key=lambda path: sizes[path] or 0):
         size, sha256 = sizes[path], files[path].get("Sha256")
         fetch(
@@ -135,7 +133,7 @@ def _list(http: httpx.Client, reference: Reference) -> dict[str, dict[str, Any]]
         response = http.get(f"{_api(reference)}/repo/files", params=query, headers=headers())
     except httpx.HTTPError as error:
         raise ServerError(
-            f"{NAME} ({net.plain(endpoint())}) stopped answering: {net.in_words(error)}.", "Try again."
+            f"{NAME} ({net.plain(endpoint())}) stopped answering: {net.in_words(error)}", "try again"
         ) from error
     try:
         answer = response.json()
@@ -143,24 +141,24 @@ def _list(http: httpx.Client, reference: Reference) -> dict[str, dict[str, Any]]
         answer = None
     if response.status_code in (401, 403):
         raise ReferenceNotFoundError(
-            f"{NAME} shows {reference.name} only to people with access.",
-            "Ask for it there and set MODELSCOPE_API_TOKEN.",
+            f"{NAME} shows {reference.name} only to people with access",
+            "ask for it there and set MODELSCOPE_API_TOKEN",
         )
     told = str(answer.get("Message") or "") if isinstance(answer, dict) else ""
     if response.status_code == 404 or (isinstance(answer, dict) and answer.get("Success") is False):
         raise ReferenceNotFoundError(
-            f"{NAME} has no model {reference.name} with a revision {_revision(reference)!r}{f' ({told})' if told else ''}.",
-            "Check the spelling; for a private model set MODELSCOPE_API_TOKEN.",
+            f"{NAME} has no model {reference.name} with a revision {_revision(reference)!r}{f' ({told})' if told else ''}",
+            "check the spelling; for a private model set MODELSCOPE_API_TOKEN",
         )
     data = answer.get("Data") if isinstance(answer, dict) else None
     files = data.get("Files") if isinstance(data, dict) else data
     if response.status_code != 200 or not isinstance(files, list):
         raise ServerError(
-            f"{NAME} ({net.plain(endpoint())}) answers HTTP {response.status_code} and no list of files.",
-            "Try again later.",
+            f"{NAME} ({net.plain(endpoint())}) answers HTTP {response.status_code} and no list of files",
+            "try again later",
         )
     entries = [entry for entry in files if isinstance(entry, dict) and entry.get("Type") != "tree"]
     table = {str(entry["Path"]): entry for entry in entries if entry.get("Path")}
     if not table:
-        raise UserError(f"{NAME} {reference.name} is empty.", "Check the name.")
+        raise UserError(f"{NAME} {reference.name} is empty", "check the name")
     return table

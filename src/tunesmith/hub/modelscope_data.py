@@ -115,12 +115,12 @@ def _page(http: httpx.Client, name: str, revision: str, page: int) -> list[Any]:
         response = http.get(f"{_api(name)}/repo/tree", params=query, headers=headers())
     except httpx.HTTPError as error:
         raise ServerError(
-            f"{NAME} ({net.plain(endpoint())}) stopped answering: {net.in_words(error)}.", "Try again."
+            f"{NAME} ({net.plain(endpoint())}) stopped answering: {net.in_words(error)}", "try again"
         ) from error
     if response.status_code in (401, 403):
         raise ReferenceNotFoundError(
-            f"{NAME} shows the data set {name} only to people with access.",
-            "Ask for it there and set MODELSCOPE_API_TOKEN.",
+            f"{NAME} shows the data set {name} only to people with access",
+            "ask for it there and set MODELSCOPE_API_TOKEN",
         )
     try:
         answer = response.json()
@@ -130,14 +130,14 @@ def _page(http: httpx.Client, name: str, revision: str, page: int) -> list[Any]:
     if response.status_code == 404 or answer.get("Success") is False:
         told = str(answer.get("Message") or "")
         raise ReferenceNotFoundError(
-            f"{NAME} has no data set {name} with a revision {revision!r}{f' ({told})' if told else ''}.",
-            "Check the spelling; for a private one set MODELSCOPE_API_TOKEN.",
+            f"{NAME} has no data set {name} with a revision {revision!r}{f' ({told})' if told else ''}",
+            "check the spelling; for a private one set MODELSCOPE_API_TOKEN",
         )
     data = answer.get("Data")
     files = data.get("Files") if isinstance(data, dict) else data
     if response.status_code != 200 or not isinstance(files, list):
         raise ServerError(
-            f"{NAME} ({net.plain(endpoint())}) answers HTTP {response.status_code} and no list of files.",
-            "Try again later.",
+            f"{NAME} ({net.plain(endpoint())}) answers HTTP {response.status_code} and no list of files",
+            "try again later",
         )
     return files

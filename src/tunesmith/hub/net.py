@@ -36,6 +36,11 @@ def plain(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+def masked(text: str, secret: str | None) -> str:
+    """``text`` without ``secret``."""
+    return text.replace(secret, "…") if secret else text
+
+
 def in_words(error: BaseException) -> str:
     """One short line on why a request failed."""
     text = str(error).strip().splitlines()

@@ -7,7 +7,7 @@ interruption is not sent again. Licences that demand a name are obeyed before an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,15 +15,17 @@ from typing import Protocol
 from ..config.errors import UserError
 from ..config.progress import SILENT, Progress
 from . import names
+from .licences import is_licence, is_own, licence_files, text_of
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".pyc")
+"""Files that may run code when they are read, by their endings."""
+CARD = "README.md"
 DEMANDED = re.compile(
     r"include\s+[“\"']([^”\"']{2,30})[”\"']\s+at\s+the\s+beginning\s+of\s+any\s+such\s+AI\s+model\s+name"
 )
 """The sentence of Meta's licences from Llama 3 on."""
 BY_LICENCE = {"llama3": "Llama 3", "llama3.1": "Llama", "llama3.2": "Llama", "llama3.3": "Llama", "llama4": "Llama"}
 """The same, by what model cards call the licence."""
-LICENCE_FILES = re.compile(r"(licen[sc]e|copying|notice|use_policy)[\w.-]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ def destination(text: str) -> Destination:
     if not colon:
         hub, name = "hf", text
     if hub not in ("hf", "ms"):
-        raise UserError(
-            f"--push {text!r} names no hub.", "Write org/name or hf:org/name, or ms:org/name for ModelScope."
-        )
+        raise UserError(f"--push {text!r} names no hub", "write org/name or hf:org/name, or ms:org/name for ModelScope")
     names.check_repo(name, hub)
     return Destination(hub, name)
 
@@ -64,13 +64,13 @@ def check_push(to: str, base: Path) -> Destination:
     """Whether a model made from the folder ``base`` may be pushed as ``to``, asked before long work. Raises UserError."""
     where = destination(to)
     _pusher(where).check_access()
-    check_name(where, base)
+    check_name(where, {path.name: path for path in (*licence_files(base), base / CARD)})
     return where
 
 
-def check_name(where: Destination, folder: Path) -> None:
-    """Raise UserError when the licence in ``folder`` demands a name that ``where`` does not have."""
-    demanded = demanded_name(folder)
+def check_name(where: Destination, files: Mapping[str, Path]) -> None:
+    """Raise UserError when a licence among ``files`` demands a name that ``where`` does not have."""
+    demanded = demanded_name(files)
     if demanded is None:
         return
     have, want = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (where.name.partition("/")[2], demanded))
@@ -78,21 +78,19 @@ def check_name(where: Destination, folder: Path) -> None:
         org, _, name = where.name.partition("/")
         better = f"{where.hub}:{org}/{demanded.replace(' ', '-')}-{name}"
         raise UserError(
-            f"The licence of the base demands that the name of what is made from it begins with {demanded!r}; "
-            f"{where.name} does not.",
-            f"Push it as {better}.",
+            f"the licence of the base demands that the name of what is made from it begins with {demanded!r}; "
+            f"{where.name} does not",
+            f"push it as {better}",
         )
 
 
-def demanded_name(folder: Path) -> str | None:
-    """How a name must begin by the licence in ``folder`` (its text, else what the model card calls it); None: as you like."""
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and LICENCE_FILES.fullmatch(path.name):
-            found = DEMANDED.search(path.read_text(encoding="utf-8", errors="replace"))
-            if found:
-                return found[1].strip()
-    card = folder / "README.md"
-    if card.is_file():
+def demanded_name(files: Mapping[str, Path]) -> str | None:
+    """How a name must begin by the licences among ``files`` (their text, else what the card calls them); None: as you like."""
+    for name, path in files.items():
+        if is_licence(name) and (found := DEMANDED.search(text_of(path))):
+            return found[1].strip()
+    card = files.get(CARD)
+    if card is not None and card.is_file():
         head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
         said = re.findall(r"^license(?:_name)?:\s*['\"]?([\w.-]+)", head[1], re.MULTILINE) if head else []
         return next((BY_LICENCE[one.lower()] for one in said if one.lower() in BY_LICENCE), None)
@@ -100,16 +98,21 @@ def demanded_name(folder: Path) -> str | None:
 
 
 def push(
-    path: Path, to: str, progress: Progress = SILENT, *, public: bool = False, message: str = "Uploaded with Tunesmith"
+    path: Path,
+    to: str,
+    progress: Progress = SILENT,
+    *,
+    beside: Mapping[str, Path] | None = None,
+    public: bool = False,
+    message: str = "Uploaded with Tunesmith",
 ) -> str:
-    """Push the folder ``path`` (or one file, with the licence files and the card beside it); returns its address.
+    """Push the folder ``path``, or one file with what is named ``beside`` it (name on the hub -> file); returns its address.
 
     Raises UserError: no such hub, no token, a name that the licence forbids, or a hub that refuses or stops answering.
     """
     where = destination(to)
-    folder = path if path.is_dir() else path.parent
-    files = _files(path)
-    check_name(where, folder)
+    files = dict(beside or {}) | {path.name: path} if path.is_file() else _files(path)
+    check_name(where, files)
     pusher = _pusher(where)
     pusher.check_access()
     return pusher.push(where.name, files, progress, public=public, message=message)
@@ -122,23 +125,23 @@ def _pusher(where: Destination) -> Pusher:
     return found
 
 
-def _files(path: Path) -> dict[str, Path]:
-    if path.is_file():
-        beside = [
-            p
-            for p in path.parent.iterdir()
-            if p.is_file() and (p.name in ("README.md", "Modelfile") or LICENCE_FILES.fullmatch(p.name))
-        ]
-        return {p.name: p for p in [*sorted(beside), path]}
-    if not path.is_dir():
-        raise UserError(f"There is no folder {path} to push.", "Export first, then push what it made.")
-    found = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+def _files(folder: Path) -> dict[str, Path]:
+    """Everything in ``folder`` but what is hidden. Raises UserError for what must not leave this machine."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder} to push", "export first, then push what it made")
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     found = {name: p for name, p in found.items() if not any(part.startswith(".") for part in Path(name).parts)}
-    pickled: Sequence[str] = [name for name in found if name.endswith(PICKLES)]
+    pickled: Sequence[str] = [name for name in found if name.lower().endswith(PICKLES)]
     if pickled:
         raise UserError(
-            f"{path / pickled[0]} is pickled, which may run code when read.", "Only safetensors are pushed."
+            f"{folder / pickled[0]} is of a kind that may run code when it is read",
+            "remove it from the folder; only safetensors are pushed",
+        )
+    if strange := [p for p in found.values() if not is_own(p, folder)]:
+        raise UserError(
+            f"{strange[0]} is a link to {strange[0].resolve()}, which lies elsewhere",
+            "put the file itself there if it is to be pushed, or remove the link",
         )
     if not found:
-        raise UserError(f"{path} holds no files.", "Export first, then push what it made.")
+        raise UserError(f"{folder} holds no files", "export first, then push what it made")
     return found

@@ -18,7 +18,7 @@ def check_access() -> None:
     from huggingface_hub import get_token
 
     if not get_token():
-        raise UserError(f"There is no token for {NAME}.", "Set HF_TOKEN to one that may write, or run `hf auth login`.")
+        raise UserError(f"there is no token for {NAME}", "set HF_TOKEN to one that may write, or run `hf auth login`")
 
 
 def push(name: str, files: dict[str, Path], progress: Progress, *, public: bool, message: str) -> str:
@@ -61,14 +61,14 @@ def _explained(error: Exception, name: str) -> UserError:
 
     status: Any = getattr(getattr(error, "response", None), "status_code", None)
     token = get_token()
-    words = net.in_words(error)
-    words = words.replace(token, "…") if token else words
+    told = " ".join(str(getattr(error, "server_message", None) or "").split())
+    words = net.masked(told or net.in_words(error), token)
     if status in (401, 403):
         return UserError(
-            f"{NAME} does not let this token write to {name}.",
-            "It needs the right to write there (huggingface.co/settings/tokens); set it as HF_TOKEN.",
+            f"{NAME} does not let this token write to {name}",
+            "it needs the right to write there (huggingface.co/settings/tokens); set it as HF_TOKEN",
         )
     return ServerError(
-        f"{NAME} ({net.plain(endpoint())}) did not take {name}: {words}.",
-        "Give the command again: files that have arrived are not sent again; nothing shows there before the last one.",
+        f"{NAME} ({net.plain(endpoint())}) did not take {name}: {words}",
+        "give the command again: files that have arrived are not sent again; nothing shows there before the last one",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ INLINE = ("README.md", ".gitattributes", "configuration.json", "config.json")
 LARGE = 64 * 1024
 SUFFIXES = (".safetensors", ".gguf", ".model")
 PIECE = 1 << 20
-AGAIN = "Give the command again: files that have arrived are not sent again; nothing shows there before the last one."
+AGAIN = "give the command again: files that have arrived are not sent again; nothing shows there before the last one"
 
 
 def check_access() -> None:
     """Raise UserError when there is no token to write with."""
     if not headers():
-        raise UserError(f"There is no token for {NAME}.", "Set MODELSCOPE_API_TOKEN (modelscope.cn, Access Tokens).")
+        raise UserError(f"there is no token for {NAME}", "set MODELSCOPE_API_TOKEN (modelscope.cn, Access Tokens)")
 
 
 def push(name: str, files: dict[str, Path], progress: Progress, *, public: bool, message: str) -> str:
@@ -97,9 +98,9 @@ def _put(http: httpx.Client, href: str, file: Path, size: int, progress: Progres
             href, content=pieces(), headers=sent, timeout=httpx.Timeout(None, connect=net.CONNECT_SECONDS)
         )
     except httpx.HTTPError as error:
-        raise ServerError(f"{NAME} did not take {path}: {net.in_words(error)}.", AGAIN) from error
+        raise ServerError(f"{NAME} did not take {path}: {net.in_words(error)}", AGAIN) from error
     if answer.status_code >= 300:
-        raise ServerError(f"{NAME} did not take {path}: HTTP {answer.status_code}.", AGAIN)
+        raise ServerError(f"{NAME} did not take {path}: HTTP {answer.status_code}", AGAIN)
 
 
 def _ask(http: httpx.Client, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -110,14 +111,15 @@ def _ask(http: httpx.Client, method: str, path: str, body: dict[str, Any]) -> di
     except ValueError:
         content = {}
     told = str(content.get("Message") or "") if isinstance(content, dict) else ""
+    told = net.masked(told, os.environ.get("MODELSCOPE_API_TOKEN"))
     if answer.status_code in (401, 403):
         raise UserError(
-            f"{NAME} does not let this token do that{f' ({told})' if told else ''}.",
-            "Set MODELSCOPE_API_TOKEN to one that may write there.",
+            f"{NAME} does not let this token do that{f' ({told})' if told else ''}",
+            "set MODELSCOPE_API_TOKEN to one that may write there",
         )
     if answer.status_code != 200 or not isinstance(content, dict) or content.get("Success") is False:
         raise ServerError(
-            f"{NAME} ({net.plain(endpoint())}) answers HTTP {answer.status_code}{f': {told}' if told else ''}.", AGAIN
+            f"{NAME} ({net.plain(endpoint())}) answers HTTP {answer.status_code}{f': {told}' if told else ''}", AGAIN
         )
     data = content.get("Data", content)
     return data if isinstance(data, dict) else {}
@@ -128,5 +130,5 @@ def _send(http: httpx.Client, method: str, path: str, body: dict[str, Any] | Non
         return http.request(method, f"{endpoint()}/api/v1/{path}", json=body)
     except httpx.HTTPError as error:
         raise ServerError(
-            f"{NAME} ({net.plain(endpoint())}) cannot be reached: {net.in_words(error)}.", AGAIN
+            f"{NAME} ({net.plain(endpoint())}) cannot be reached: {net.in_words(error)}", AGAIN
         ) from error

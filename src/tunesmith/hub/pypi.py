@@ -67,7 +67,7 @@ def fetch_wheel(package: str, version: str, filename: str, sha256: str, into: Pa
     else:
         complaints.append(f"{net.plain(place)}: {silent}")
     raise ServerError(
-        f"The package {package} {version} could not be fetched: {'; '.join(complaints)}.", "Check the network."
+        f"the package {package} {version} could not be fetched: {'; '.join(complaints)}", "check the network"
     )
 
 
@@ -87,7 +87,7 @@ def _pip(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 def _with_pip(package: str, version: str, wheel: Path, sha256: str, progress: Progress, *, patient: bool) -> str | None:
     """None when pip brought the right wheel, else why not. Wheels only: nothing is ever built, so nothing is run."""
-    progress.start(f"Fetching the package {package} {version} with pip")
+    progress.start(f"fetching the package {package} {version} with pip")
     waits = ["--timeout", "20", "--retries", "3"] if patient else ["--timeout", "4", "--retries", "0"]
     wheels_only = ["--no-deps", "--no-binary=:none:", "--only-binary=:all:"]
     into = ["-d", str(wheel.parent)]
@@ -111,7 +111,7 @@ def _directly(package: str, version: str, wheel: Path, sha256: str, place: str, 
                 url, size = source(http, place, package, version, wheel.name)
                 if url is None:
                     continue
-                progress.start(f"Fetching the package {package} {version}", size, "B")
+                progress.start(f"fetching the package {package} {version}", size, "B")
                 fetch(http, url, wheel, progress, size=size, sha256=sha256)
                 progress.finish()
                 return None

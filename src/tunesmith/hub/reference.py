@@ -103,7 +103,7 @@ def hub_order() -> tuple[str, ...]:
     order = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
     for hub in order:
         if hub not in HUBS:
-            raise UserError(f"TUNESMITH_HUBS names {hub!r}, which is no hub.", "It is a list of hf and ms: hf,ms.")
+            raise UserError(f"TUNESMITH_HUBS names {hub!r}, which is no hub", "it is a list of hf and ms: hf,ms")
     return order
 
 
@@ -156,7 +156,7 @@ def _weighed(text: str) -> Reference:
         return _single(text)
     if not math.isfinite(weight) or weight == 0:
         raise _NoAdapterError(
-            f"{text}: the weight of an adapter is a number other than 0.", f"Write {name}*0.5, or {name} alone."
+            f"{text}: the weight of an adapter is a number other than 0", f"write {name}*0.5, or {name} alone"
         )
     return replace(_single(name), weight=weight)
 
@@ -168,11 +168,11 @@ class _NoAdapterError(UserError):
 def _with_adapter(base: Reference, adapter: Reference) -> Reference:
     if base.kind in ("ollama", "url"):
         raise _NoAdapterError(
-            f"{base} is a model behind a server; no adapter can be put on it from here.",
-            "Name the base as a folder or on a hub, or ask the server for the model that has the adapter in it.",
+            f"{base} is a model behind a server; no adapter can be put on it from here",
+            "name the base as a folder or on a hub, or ask the server for the model that has the adapter in it",
         )
     if adapter.kind in ("ollama", "url", "demo"):
-        raise _NoAdapterError(f"{adapter} is not an adapter.", "After the + stands a folder, a hub name or run:ID.")
+        raise _NoAdapterError(f"{adapter} is not an adapter", "after the + stands a folder, a hub name or run:ID")
     return replace(base, adapter=adapter if base.adapter is None else _with_adapter(base.adapter, adapter))
 
 
@@ -195,8 +195,8 @@ def _single(text: str) -> Reference:
         return Reference("path", "./" + _tidy(text))
     explicit = {"demo": "demo: for the demo model", "hub": f"hf:{text} or ms:{text} for the hub"}.get(other.kind)
     raise AmbiguousReferenceError(
-        f"{text!r} has two readings: the file or folder ./{text} on this disk, and {_in_words(other)}.",
-        f"Write ./{text} for the one on this disk" + (f", {explicit}." if explicit else ", or rename it."),
+        f"{text!r} has two readings: the file or folder ./{text} on this disk, and {_in_words(other)}",
+        f"write ./{text} for the one on this disk" + (f", {explicit}" if explicit else ", or rename it"),
     )
 
 
@@ -253,7 +253,7 @@ def _hub(kind: Literal["hf", "ms", "hub"], text: str) -> Reference:
 
 def _server(text: str) -> Reference:
     url, _, model = text.partition("#")
-    example = "Write it as URL#MODEL, for example http://localhost:8000/v1#my-model."
+    example = "write it as URL#MODEL, for example http://localhost:8000/v1#my-model"
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -261,12 +261,12 @@ def _server(text: str) -> Reference:
         host = None
         parts = urlsplit("")
     if not host or any(character.isspace() for character in text):
-        raise UserError(f"{text!r} holds no valid address of a server.", example)
+        raise UserError(f"{text!r} holds no valid address of a server", example)
     if parts.username is not None or parts.password is not None:
         shown = f"{parts.scheme}://…@{host}"
-        raise UserError(f"The address {shown} holds a password.", "Put keys into the environment, not into references.")
+        raise UserError(f"the address {shown} holds a password", "put keys into the environment, not into references")
     if not model:
-        raise UserError(f"{text!r} says no model.", example)
+        raise UserError(f"{text!r} says no model", example)
     return Reference("url", model, url=url)
 
 
@@ -274,12 +274,12 @@ def _unknown(text: str) -> UserError:
     looks_like_path = "/" in text or "\\" in text or text.endswith((".gguf", ".safetensors"))
     if looks_like_path:
         return ReferenceNotFoundError(
-            f"There is no file or folder {text!r} here ({Path.cwd()}).", f"Check the path. A reference is {FORMS}."
+            f"there is no file or folder {text!r} here ({Path.cwd()})", f"check the path; a reference is {FORMS}"
         )
     near = difflib.get_close_matches(text, ["demo"], n=1)
-    meant = f"Did you mean {near[0]}? " if near else f"A run is written run:{text}, a model in Ollama ollama:{text}. "
+    meant = f"did you mean {near[0]}?" if near else f"a run is written run:{text}, a model in Ollama ollama:{text};"
     return ReferenceNotFoundError(
-        f"Nothing is known as {text!r}, and no such file is here.", f"{meant}A reference is {FORMS}."
+        f"nothing is known as {text!r}, and no such file is here", f"{meant} a reference is {FORMS}"
     )
 
 

@@ -64,8 +64,8 @@ class RemoteFile(io.RawIOBase):
             except httpx.TransportError as error:
                 if failures == TRIES:
                     raise ServerError(
-                        f"{net.plain(self._url)} stopped answering: {net.in_words(error)}.",
-                        "Start again, or leave streaming out: then the files are kept on this disk.",
+                        f"{net.plain(self._url)} stopped answering: {net.in_words(error)}",
+                        "start again, or leave streaming out: then the files are kept on this disk",
                     ) from error
                 time.sleep(0.25 * failures)
                 continue
@@ -74,8 +74,8 @@ class RemoteFile(io.RawIOBase):
             if response.status_code == 200 and len(response.content) == self._size:
                 return response.content[start : start + count]
             raise ServerError(
-                f"{net.plain(self._url)} answers HTTP {response.status_code} and not the part that was asked for.",
-                "Leave streaming out, so that the file is fetched as a whole.",
+                f"{net.plain(self._url)} answers HTTP {response.status_code} and not the part that was asked for",
+                "leave streaming out, so that the file is fetched as a whole",
             )
         raise AssertionError("unreachable")
 

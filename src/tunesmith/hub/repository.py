@@ -44,8 +44,8 @@ def parse_data(text: str) -> DataReference | None:
             names.check_repo(name, "hf" if hub == "hf" else "ms")
         except UserError:
             raise UserError(
-                f"{text!r} is not a data set's name on a hub.",
-                "Write it as the hub shows it, for example hf:HuggingFaceH4/ultrachat_200k.",
+                f"{text!r} is not a data set's name on a hub",
+                "write it as the hub shows it, for example hf:HuggingFaceH4/ultrachat_200k",
             ) from None
     if at:
         names.check_revision(revision)
@@ -94,7 +94,7 @@ def checked(files: dict[str, RepositoryFile], where: str) -> dict[str, Repositor
     for path in files:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path or "\0" in path:
-            raise ServerError(f"{where} lists the impossible file {path!r}.", "Do not use this data set.")
+            raise ServerError(f"{where} lists the impossible file {path!r}", "do not use this data set")
     return files
 
 

@@ -43,8 +43,8 @@ ELSEWHERE = {
     "url": "names a model behind a server; it has no files here",
 }
 WHAT_TO_DO = (
-    "Check the network and its proxy (HTTPS_PROXY), use a mirror (HF_ENDPOINT, MODELSCOPE_ENDPOINT, PIP_INDEX_URL), or "
-    "download the model where there is a network and name its folder."
+    "check the network and its proxy (HTTPS_PROXY), use a mirror (HF_ENDPOINT, MODELSCOPE_ENDPOINT, PIP_INDEX_URL), or "
+    "download the model where there is a network and name its folder"
 )
 
 
@@ -71,18 +71,18 @@ def resolve_adapter(
     if reference.kind == "path":
         return resolve_adapter_folder(reference.path, f"the path {reference.name}")
     if reference.kind == "demo":
-        raise UserError("demo is a model, not an adapter.", "Name a folder, a hub name or run:ID.")
+        raise UserError("demo is a model, not an adapter", "name a folder, a hub name or run:ID")
     return _from_hubs(reference, progress, net.offline_asked(offline), adapter=True)
 
 
 def _one(reference: Reference | str) -> Reference:
     reference = parse(reference) if isinstance(reference, str) else reference
     if reference.adapter is not None:
-        raise UserError(f"{reference} names a model with an adapter; one of the two is wanted here.", "Name only one.")
+        raise UserError(f"{reference} names a model with an adapter; one of the two is wanted here", "name only one")
     if reference.kind in ELSEWHERE:
         raise UserError(
-            f"{reference} {ELSEWHERE[reference.kind]}.",
-            "Here a model's folder, hf:org/name, ms:org/name or demo is wanted.",
+            f"{reference} {ELSEWHERE[reference.kind]}",
+            "here a model's folder, hf:org/name, ms:org/name or demo is wanted",
         )
     return reference
 
@@ -90,9 +90,7 @@ def _one(reference: Reference | str) -> Reference:
 def _from_hubs(reference: Reference, progress: Progress, offline: bool, *, adapter: bool) -> Resolved:
     hubs = hub_order() if reference.kind == "hub" else (reference.kind,)
     if not hubs:
-        raise UserError(
-            f"TUNESMITH_HUBS is empty, so {reference} is looked for nowhere.", "Write hf:… or ms:… in front."
-        )
+        raise UserError(f"TUNESMITH_HUBS is empty, so {reference} is looked for nowhere", "write hf:… or ms:… in front")
     local = {hub: MODULES[hub].cached(reference, adapter) for hub in hubs}
     hubs = tuple(sorted(hubs, key=lambda hub: local[hub] is None))
     first = local[hubs[0]]
@@ -100,8 +98,8 @@ def _from_hubs(reference: Reference, progress: Progress, offline: bool, *, adapt
         return first
     if offline:
         raise ReferenceNotFoundError(
-            f"{reference} is not on this disk as a whole, and the network is switched off.",
-            "Unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a folder.",
+            f"{reference} is not on this disk as a whole, and the network is switched off",
+            "unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a folder",
         )
     silences = net.why_silent_each([MODULES[hub].address(reference) for hub in hubs])
     failures: list[UserError] = []
@@ -113,7 +111,7 @@ def _from_hubs(reference: Reference, progress: Progress, offline: bool, *, adapt
             raise _unreachable(hub, silence)
         except UserError as error:
             if kept is not None:
-                progress.say(f"{error.message} The copy on this disk is used: {kept.source}.")
+                progress.say(f"{error.message}; the copy on this disk is used: {kept.source}")
                 return kept
             failures.append(error)
     if len(failures) == 1:
@@ -130,8 +128,8 @@ def _demo(progress: Progress, offline: bool) -> Resolved:
         return kept
     if offline:
         raise ReferenceNotFoundError(
-            "The demo model is not on this disk, and the network is switched off.",
-            "Unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a model's folder.",
+            "the demo model is not on this disk, and the network is switched off",
+            "unset TUNESMITH_OFFLINE / HF_HUB_OFFLINE and fetch it once, or name a model's folder",
         )
     failures: list[UserError] = []
     silences = net.why_silent_each([MODULES[hub].address(demo.on_hub(hub)) for hub in hubs])
@@ -146,13 +144,13 @@ def _demo(progress: Progress, offline: bool) -> Resolved:
         return demo.fetch_gguf(progress)
     except UserError as error:
         failures.append(error)
-    raise _nowhere("The demo model", failures)
+    raise _nowhere("the demo model", failures)
 
 
 def _unreachable(hub: str, silence: str) -> ReferenceNotFoundError:
     module = MODULES[hub]
     return ReferenceNotFoundError(
-        f"{module.NAME} ({net.plain(module.endpoint())}) cannot be reached: {silence}.", WHAT_TO_DO
+        f"{module.NAME} ({net.plain(module.endpoint())}) cannot be reached: {silence}", WHAT_TO_DO
     )
 
 

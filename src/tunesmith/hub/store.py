@@ -47,7 +47,7 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress.say(f"Another process is fetching {folder.name}; waiting for it.")
+        progress.say(f"another process is fetching {folder.name}; waiting for it")
         lock.acquire()
     try:
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from tunesmith.config.files import write_json
 from tunesmith.config.home import models_folder
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.models.open import quiet
+
+ORIGIN = "origin.json"
+"""In a dequantized folder: which file it came from."""
 
 
 def safetensors_of(gguf: Path, progress: Progress = SILENT, licenses: tuple[Path, ...] = ()) -> Path:
@@ -50,13 +54,13 @@ def _dequantize(gguf: Path, out: Path, progress: Progress) -> None:
     quiet()
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    progress.start(f"dequantizing {gguf.name} to bf16")
     metadata = _metadata(gguf)
     if "general.architecture" not in metadata or "tokenizer.ggml.model" not in metadata:
         raise UserError(
             f"{gguf} is a GGUF file, but no model: it names no architecture or has no tokenizer",
             hint="an importance matrix or an adapter lies in such files too; name the file of the model itself",
         )
+    progress.start(f"dequantizing {gguf.name} to bf16")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     _mend_tokenizer(tokenizer, metadata, gguf)
     model = AutoModelForCausalLM.from_pretrained(
@@ -81,7 +85,7 @@ def _dequantize(gguf: Path, out: Path, progress: Progress) -> None:
         tokenizer.model_max_length = int(context)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    write_json(out / "origin.json", {"gguf": str(gguf), "bytes": gguf.stat().st_size})
+    write_json(out / ORIGIN, {"gguf": str(gguf), "bytes": gguf.stat().st_size})
     progress.finish()
 
 
@@ -89,7 +93,12 @@ def _metadata(gguf: Path) -> dict[str, Any]:
     from gguf import GGUFReader
 
     wanted = ("tokenizer.ggml.pre", "tokenizer.ggml.model", "_token_id", "context_length", "general.architecture")
-    reader = GGUFReader(str(gguf))
+    try:
+        reader = GGUFReader(str(gguf))
+    except (ValueError, KeyError, IndexError, OverflowError, TypeError, struct.error) as error:
+        raise UserError(
+            f"{gguf} cannot be read as GGUF: {error}", hint="the file is damaged or not whole; fetch it again"
+        ) from error
     return {name: field.contents() for name, field in reader.fields.items() if name.endswith(wanted)}
 
 

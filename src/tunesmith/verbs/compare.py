@@ -97,11 +97,10 @@ def _chats(examples: Sequence[Example]) -> list[Chat]:
 
 
 def _first_run(models: Sequence[str]) -> RunFolder | None:
-    for model in models:
-        reference = reference_of(model)
-        if reference.kind == "run":
-            return find_run(reference.name)
-    return None
+    """All names are read first: one that names nothing is said before anything is opened."""
+    references = [reference_of(model) for model in models]
+    runs = [find_run(reference.name) for reference in references if reference.kind == "run"]
+    return runs[0] if runs else None
 
 
 def _held_out(models: Sequence[str], rows: Sequence[Chat], progress: Progress) -> HeldOut:

@@ -11,12 +11,13 @@ from tunesmith.chat.ollama_api import address, check_name, is_loopback
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import NotProvedError, Report
+from tunesmith.export.beside import modelfile_beside
 from tunesmith.export.deploy_report import ERRORS, Proof
 from tunesmith.export.ollama import OllamaServer, manual_command
 from tunesmith.export.ollama_deploy import DeployReport
 from tunesmith.export.ollama_deploy import deploy as put
 from tunesmith.export.ollama_quantize import check_quantize
-from tunesmith.verbs.gguf import GgufExport, gguf, modelfile_for, modelfile_of_file
+from tunesmith.verbs.gguf import GgufExport, gguf, modelfile_for
 from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.proof import Evidence
 from tunesmith.verbs.prove import ProofFailed, Proving
@@ -110,7 +111,7 @@ def _export(
         merged, file = merged_folder(target, progress), error.place
         content, reason = modelfile_for(target, merged, file)
         made = GgufExport(
-            level, file, modelfile_of_file(file), merged, content, reason, Report(file, file.stat().st_size)
+            level, file, modelfile_beside(file), merged, content, reason, Report(file, file.stat().st_size)
         )
         return made, reference.evidence, error
     return made, reference.evidence if made.fresh else None, None

@@ -21,8 +21,8 @@ from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer, manual_command
 from tunesmith.export.ollama_adapter import AdapterReport, check_architecture, put_adapter
 from tunesmith.verbs import quantized
+from tunesmith.verbs.beside import accompany, adapter_modelfile
 from tunesmith.verbs.deploy import check_address
-from tunesmith.verbs.gguf import modelfile_of, write_modelfile
 from tunesmith.verbs.merged import TARGETS, slug
 from tunesmith.verbs.stopping import in_words, kept_in
 from tunesmith.verbs.taken import made_from, taken_or_made
@@ -121,21 +121,13 @@ def export_adapter(target: Target, on: str, level: str, progress: Progress) -> A
     taken = taken_or_made(file, made_from(target, plugin, config), make, progress)
     checks = dict(taken.report.checks)
     base = checks.pop("base")
-    renderer = renderer_of(target, progress=progress)
-    adds_bos = bool(base.get("tokenizer.ggml.add_bos_token", False))
-    content, reason = modelfile_of(renderer, target, target.base.folder, on, adds_bos)
-    content = Modelfile(**{**_fields(content), "adapters": (f"./{file.name}",)})
-    place = file.parent / "Modelfile"
-    write_modelfile(place, content, progress)
+    place, content, reason = adapter_modelfile(target, file, base, on, progress)
+    accompany(target, file, progress)
     return AdapterExport(file, place, content, reason, base, checks)
 
 
 def _tagged(name: str) -> str:
     return (name if ":" in name.rpartition("/")[2] else f"{name}:latest").lower()
-
-
-def _fields(content: Modelfile) -> dict[str, Any]:
-    return {name: getattr(content, name) for name in content.__dataclass_fields__}
 
 
 def _rows_of(target: Target) -> list[list[int]]:

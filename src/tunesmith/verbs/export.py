@@ -15,6 +15,7 @@ from tunesmith.evaluate.quality_report import QualityReport
 from tunesmith.export.record import changed
 from tunesmith.hub.push import destination
 from tunesmith.verbs import quantized
+from tunesmith.verbs.beside import accompany, adapter_beside
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.levels import (
     FULL,
@@ -110,7 +111,9 @@ def _made(
         one = gguf(target, progress, config=config, out=out, data=data)
         return one.file, _told(one, target, plugin, config, data, choice, progress)
     made = make(target, plugin, config, progress, out=out, data=data)
-    lines = [*(f"{k}: {v}" for k, v in made.report.checks.items()), *made.report.notes]
+    lines = [*made.report.lines(), *made.report.notes]
+    if made.place.suffix == ".gguf":
+        lines += adapter_beside(target, made.place, made.report.checks, progress)
     if made.merged is not None and choice.report:
         with Quality(
             target, made.merged, quality_folder(target, made.place), progress, rows=choice.rows, data=data
@@ -165,6 +168,8 @@ def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path,
                 maker.remove(level)
         for level in levels:  # also where an export of another call is what is recommended
             maker.keep(level)
+    for file in filter(Path.is_file, map(maker.place, levels)):
+        accompany(maker.target, file, maker.progress)  # now with its figures
     print_quality(report)
     place = next(
         (p for p in map(maker.place, [one for one in (use, *levels) if one in levels and one]) if p.exists()), folder
@@ -216,6 +221,8 @@ def _measured(quality: Quality, name: str, place: Path, key: dict[str, object], 
     try:
         quality.measure(name, place, key)
         report: QualityReport = quality.report()
+        if place.suffix == ".gguf":
+            accompany(quality.target, place, progress)  # now with its figures
     except UserError as error:
         progress.say(f"warning: the quality report was not made: {error}")
         return []

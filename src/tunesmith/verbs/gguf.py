@@ -13,7 +13,10 @@ from tunesmith.config.errors import ExportError
 from tunesmith.config.files import write_atomic
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
+from tunesmith.export.beside import modelfile_beside
 from tunesmith.export.modelfile import Modelfile
+from tunesmith.hub.licences import licence_files, text_of
+from tunesmith.verbs.beside import accompany
 from tunesmith.verbs.calibration import context_limit
 from tunesmith.verbs.making import config_of, make, plugin_of
 from tunesmith.verbs.reference import MergedReference
@@ -65,8 +68,9 @@ def gguf(
     )
     assert made.merged is not None
     content, reason = modelfile_for(target, made.merged, made.place)
-    place = modelfile_of_file(made.place)
+    place = modelfile_beside(made.place)
     left_out = write_modelfile(place, content, progress)
+    accompany(target, made.place, progress)
     return GgufExport(
         str(getattr(config, "level", level)),
         made.place,
@@ -78,14 +82,6 @@ def gguf(
         left_out,
         made.fresh,
     )
-
-
-def modelfile_of_file(file: Path) -> Path:
-    """Where the Modelfile of a GGUF lies: beside it, under its own name where another one has a Modelfile there."""
-    place = file.parent / "Modelfile"
-    if place.exists() and f"FROM ./{file.name}" not in place.read_text(encoding="utf-8").splitlines():
-        return file.with_suffix(".Modelfile")
-    return place
 
 
 def write_modelfile(place: Path, content: Modelfile, progress: Progress) -> tuple[str, ...]:
@@ -156,8 +152,7 @@ def modelfile_of(renderer: Any, target: Target, merged: Path, from_: str, adds_b
     wanted = max(4096, target.config.data.max_length if target.config is not None else 0)
     parameters["num_ctx"] = min(wanted, limit) if limit else wanted
     parameters |= _sampling(merged)
-    licences = [p for p in sorted(merged.iterdir()) if p.name.upper().startswith(("LICENSE", "LICENCE"))]
-    licence = licences[0].read_text(encoding="utf-8", errors="replace") if licences else None
+    licence = "\n\n".join(filter(None, map(text_of, licence_files(merged)))) or None
     content = Modelfile(
         from_=from_, template=choice.template.text if choice.template is not None else None,
         system=trained_system(target), parameters=parameters, license=licence,

@@ -16,9 +16,10 @@ from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_rules import size
 from tunesmith.export.base import NotProvedError, remove
+from tunesmith.export.beside import beside, modelfile_beside
 from tunesmith.export.record import changed, on_trial, record_of, settle
 from tunesmith.verbs.calibration import calibration_rows
-from tunesmith.verbs.gguf import GgufExport, gguf, modelfile_of_file
+from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.making import check_level, config_of, levels_of, named, place_of, tokens_wanted
 from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.quality import Quality
@@ -129,8 +130,7 @@ class Maker:
         file = self.place(level)
         if not on_trial(file):
             return
-        modelfile = modelfile_of_file(file)
-        for path in (file, record_of(file), modelfile):
+        for path in (*beside(file).values(), file, record_of(file), modelfile_beside(file)):
             path.unlink(missing_ok=True)
         if file.parent != self.out and not any(file.parent.iterdir()):
             file.parent.rmdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tunesmith.config.progress import Progress
+from tunesmith.export.beside import beside
 from tunesmith.hub import push as hub
 from tunesmith.verbs.targets import Target
 
@@ -16,4 +17,4 @@ def check_push(to: str, target: Target) -> None:
 
 def push(place: Path, to: str, progress: Progress, *, public: bool = False) -> str:
     """Push the folder or file that an export made; returns its address. Raises UserError."""
-    return hub.push(place, to, progress, public=public)
+    return hub.push(place, to, progress, beside=beside(place) if place.is_file() else None, public=public)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import socket
@@ -20,7 +21,7 @@ from nicegui import core, ui
 from tunesmith.config.errors import UserError
 from tunesmith.web import data_page, list_page, new_page, run_files, run_page, use_page
 from tunesmith.web.commands import COMMAND
-from tunesmith.web.guard import WILDCARDS, Guard, Rules, is_loopback
+from tunesmith.web.guard import WILDCARDS, Guard, Rules, is_loopback, quiet_when_gone
 
 
 def serve(host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False, token: str | None = None) -> None:
@@ -137,5 +138,6 @@ def build(command: Sequence[str], rules: Rules) -> FastAPI:
         reconnect_timeout=10.0,
         show_welcome_message=False,
     )
+    logging.getLogger("nicegui").addFilter(quiet_when_gone)
     app.add_middleware(Guard, rules=rules)
     return app

@@ -1,6 +1,6 @@
 """JSON Schema -> what the form draws. Pure functions; no setting is known here by name.
 
-What a schema can say and this module reads: ``description`` (English help), ``zh`` (Chinese help), ``basic`` (first
+What a schema can say and this module reads: ``description`` (English help), ``zh`` (Chinese help), ``label``, ``basic`` (first
 screen), ``default``, numeric bounds, ``enum``/``const``, ``$ref``, nullable and other ``anyOf``, unions of objects told
 apart by a constant ``kind``, lists, objects. What it cannot draw becomes a box of YAML, so that no setting is lost.
 """
@@ -44,6 +44,8 @@ class Field:
     shape: Shape
     help: Mapping[str, str]
     """Help text by language."""
+    label: Mapping[str, str] | None = None
+    """What it is called, by language; None where its key is its name."""
     basic: bool = False
     required: bool = False
     nullable: bool = False
@@ -133,7 +135,7 @@ def _field(node: Node, reader: _Reader, path: Path, id: str, required: bool, giv
     default = given[name] if name in given else node.get("default")
     branches, nullable = _branches(node, reader)
     plain = Field(
-        id=id, path=path, shape="yaml", help=_help(node), basic=bool(node.get("basic")), required=required,
+        id=id, path=path, shape="yaml", help=_help(node), label=node.get("label"), basic=bool(node.get("basic")), required=required,
         nullable=nullable, has_default=has_default, default=default,
     )  # fmt: skip
     if any("x-circle" in branch for branch, _ in branches):

@@ -87,7 +87,7 @@ class FormView:
                 continue
             with ui.element("section").classes("form-section"):
                 with ui.element("div").classes("form-side"):
-                    tag("h2", top.name)
+                    tag("h2", self.title(top))
                     if top.shape == "group":
                         tag("p", self.t.help(top.help), "quiet")
                 with ui.element("div").classes("form-fields"):
@@ -110,9 +110,9 @@ class FormView:
                     ui.icon("search")
             for top in tops:
                 if top not in single:
-                    self._sections.append(_Section(top.name, (top,), self))
+                    self._sections.append(_Section(self.title(top), (top,), self))
             if single:
-                title = single[0].name if len(single) == 1 else t("form.other")
+                title = self.title(single[0]) if len(single) == 1 else t("form.other")
                 self._sections.append(_Section(title, tuple(single), self))
             self.none_found = tag("p", t("form.find_none"), "quiet")
             self.none_found.set_visibility(False)
@@ -169,8 +169,12 @@ class FormView:
         redraw()
 
     def _view(self, f: Field) -> None:
-        label = ".".join(f.path[1:] + (("kind",) if f.shape == "union" else ()))
-        self.views[f.id] = FieldView(f, self, label or f.name, beside_title=not label)
+        label = ".".join(f.path[1:] + (("kind",) if f.shape == "union" and not f.label else ()))
+        self.views[f.id] = FieldView(f, self, self.title(f) if f.label else label or f.name, beside_title=not label)
+
+    def title(self, f: Field) -> str:
+        """What a field is called over its part of the form."""
+        return self.t.help(f.label) if f.label else f.name
 
 
 class _Section:
@@ -223,7 +227,8 @@ class _Section:
         hits = {
             f.id
             for f in self.leaves()
-            if words in f.key.lower() or any(words in text.lower() for text in f.help.values())
+            if words in f.key.lower()
+            or any(words in text.lower() for text in (*f.help.values(), *(f.label or {}).values()))
         }
         self.box.set_visibility(bool(hits))
         if hits:

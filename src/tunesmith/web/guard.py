@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
+NO_ANSWER = "No response returned."
+"""Starlette's words for an application that ended without an answer."""
 WILDCARDS = {"0.0.0.0", "::", ""}
 # Everything comes from here: a page that asks for nothing elsewhere works offline and tells nobody anything.
 _POLICY = (
@@ -146,7 +149,10 @@ class Guard:
                 "此页面需要令牌：请打开 `tunesmith web` 打印出的地址。",
             )  # fmt: skip
             return
-        await self.app(scope, receive, _with_headers(send) if scope["type"] == "http" else send)
+        if scope["type"] == "websocket":
+            await self.app(scope, receive, send)
+            return
+        await _unless_gone(self.app, scope, receive, _with_headers(send))
 
     async def _welcome(self, scope: Scope, query: dict[str, str], send: Send) -> None:
         """First visit: keep the token in a cookie and go on to the address without it.
@@ -161,6 +167,30 @@ class Guard:
         )
         cookie = f"{self.rules.cookie}={self.rules.token}; HttpOnly; SameSite=Strict; Path=/"
         await _answer(send, 200, body, b"text/html; charset=utf-8", [(b"set-cookie", cookie.encode())])
+
+
+def quiet_when_gone(record: logging.LogRecord) -> bool:
+    """A filter for NiceGUI's log: its page of errors reports the same before the guard is asked."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, RuntimeError) and str(error) == NO_ANSWER)
+
+
+async def _unless_gone(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer, and be silent when the page was closed meanwhile: NiceGUI's middlewares (Starlette's BaseHTTPMiddleware) then find no answer
+    and call that an error, whose traceback the server would print."""
+    gone = False
+
+    async def noting() -> Message:
+        nonlocal gone
+        message = await receive()
+        gone = gone or message["type"] == "http.disconnect"
+        return message
+
+    try:
+        await app(scope, noting, send)
+    except RuntimeError as error:
+        if not (gone and str(error) == NO_ANSWER):
+            raise
 
 
 def _all(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:

@@ -19,7 +19,7 @@ from tunesmith.export import companions, trained
 from tunesmith.export.adapter_check import check_adapter, why_not_vllm
 from tunesmith.export.adapters import CONFIG, WEIGHTS, combined, read_adapters
 from tunesmith.export.base import Report, check_target, size_of, whole_or_nothing
-from tunesmith.export.facts import facts, hub_name, hub_place
+from tunesmith.export.facts import facts, hub_name, hub_place, origin_of
 from tunesmith.export.model_config import load_config, tied_names
 from tunesmith.export.targets import hf
 from tunesmith.export.tensor_files import read_header, read_json, read_model
@@ -83,7 +83,9 @@ def export(
             combine([(one, 1.0) for one in (*needed, source)], work, chain=True)
         else:
             _copy_learned(source / WEIGHTS, work / WEIGHTS)
-        settings = _settings(read_json((work if needed else source) / CONFIG), name, folder)
+        # a dequantized base is not the model of that name, number by number: the adapter belongs to the folder
+        known = name if origin_of(folder) == folder else None
+        settings = _settings(read_json((work if needed else source) / CONFIG), known, folder)
         (work / CONFIG).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         companions.copy_tokenizer(folder, work)
         companions.write_template(folder, work, template)
@@ -95,7 +97,7 @@ def export(
         companions.write_checksums(work, {})
         progress.finish()
     notes = (
-        [] if name else [f"the base has no name on a hub: the adapter names it {settings['base_model_name_or_path']}"]
+        [] if known else [f"the base has no name on a hub: the adapter names it {settings['base_model_name_or_path']}"]
     )
     if (reason := why_not_vllm(settings)) is not None:
         notes.append(f"vLLM does not take this adapter as it is: {reason}; it takes the whole model (--to hf)")

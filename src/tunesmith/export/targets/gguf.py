@@ -51,22 +51,31 @@ class Config(BaseConfig):
     ] = setting(
         "f16",
         zh="权重的存储级别：f16 无损；q8_0 为 8 位，几乎无损；q4_k_m 是 4 位的常用选择；更小的见 docs/export-gguf.md。",
-        basic=True,
-    )  # fmt: skip
+        basic=True, label=("Level", "级别"))  # fmt: skip
     """How weights are stored: f16 loses nothing, q8_0 (8 bits) next to nothing, q4_k_m is the usual 4 bits; all: docs/export-gguf.md."""
     imatrix: str = setting(
         "auto",
         zh="重要性矩阵：auto（低于 q8_0 的级别用校准文本计算）、off（不用），或 imatrix 文件的路径（GGUF 或旧的 .dat 格式）。",
+        label=("Importance matrix", "重要性矩阵"),
     )
     """Importance matrix: auto (computed from calibration text for levels below q8_0), off, or the path of a file (GGUF or the old .dat)."""
-    imatrix_tokens: int = setting(16384, zh="计算重要性矩阵所用的校准文本长度（词元数）。", ge=64, le=10_000_000)
+    imatrix_tokens: int = setting(
+        16384,
+        zh="计算重要性矩阵所用的校准文本长度（词元数）。",
+        ge=64,
+        le=10_000_000,
+        label=("Calibration text in tokens", "校准文本词元数"),
+    )
     """How much calibration text an importance matrix is computed from, in tokens."""
     quantizer: Literal["ggml", "llama-quantize"] = setting(
         "ggml",
         zh="由谁量化：ggml（边写边量化，无中间文件）或系统中的 llama-quantize（经过一个 F16 文件）。",
+        label=("Who rounds", "量化程序"),
     )
     """Who rounds: ggml (while the file is written, nothing in between) or the system's llama-quantize (through an F16 file)."""
-    keep_f16: bool = setting(False, zh="在结果旁边保留一个 F16 的 GGUF 文件。")
+    keep_f16: bool = setting(
+        False, zh="在结果旁边保留一个 F16 的 GGUF 文件。", label=("Keep an F16 file", "保留 F16 文件")
+    )
     """Whether an F16 GGUF is kept beside the result."""
 
     @field_validator("imatrix", mode="before")

@@ -26,7 +26,7 @@ from tunesmith.export.gguf_lora_check import check_layers, check_numbers, probe_
 from tunesmith.export.load_back import load_tokenizer
 from tunesmith.export.model_config import load_config, stop_tokens
 from tunesmith.export.staging import stage
-from tunesmith.export.targets import gguf
+from tunesmith.export.targets import gguf, hf
 from tunesmith.export.tensor_files import StoredTensor, read_json, read_model
 
 SOURCE = "learned"
@@ -40,11 +40,16 @@ class Config(BaseConfig):
     """A LoRA as a GGUF for llama.cpp (`--lora`) and Ollama (`ADAPTER`), without the base."""
 
     level: Literal["f32", "f16"] = setting(
-        "f32", zh="适配器权重的存储类型：f32（不损失）或 f16（体积减半）。", basic=True
+        "f32",
+        zh="适配器权重的存储类型：f32（不损失）或 f16（体积减半）。",
+        basic=True,
+        label=("Numbers of the adapter", "适配器数值类型"),
     )
     """How the adapter's numbers are stored: f32 (nothing is lost) or f16 (half the size)."""
     check: bool = setting(
-        True, zh="转换基座并在 llama.cpp 中与训练出的模型逐个数比较；需要一份基座 GGUF 的临时磁盘空间。"
+        True,
+        zh="转换基座并在 llama.cpp 中与训练出的模型逐个数比较；需要一份基座 GGUF 的临时磁盘空间。",
+        label=("Compare with the trained model", "与训练的模型比较"),
     )
     """Convert the base too and compare base and adapter in llama.cpp with the trained model; takes the disk of a GGUF of the base meanwhile."""
 
@@ -67,7 +72,8 @@ def export(
     file; Tunesmith's own engine uses it. ``probes``: rows of token ids to compare on (default: a few texts). Raises ExportError
     for what must be merged (``export.gguf_lora``) and when a check fails; then ``out`` does not exist.
     """
-    folder = _base_folder(source, base)
+    named = read_adapter(source).base if base is None and (source / CONFIG).is_file() else None
+    folder = hf.base_folder(source, base, named, alone=False)
     stored, settings = read_model(folder), load_config(folder)
     if read_json(folder / "config.json").get("quantization_config"):
         raise ExportError(
@@ -102,17 +108,6 @@ def export(
         with work.open("rb+") as opened:
             os.fsync(opened.fileno())
     return Report(out, out.stat().st_size, figures, _notes(lora, config))
-
-
-def _base_folder(source: Path, base: Path | None) -> Path:
-    if base is None and (source / CONFIG).is_file():
-        named = read_adapter(source).base
-        base = Path(named) if named else None
-    if base is None or not base.is_dir():
-        raise ExportError(f"the adapter's base {base} is not a folder here", hint="give the base model's folder")
-    if (base / CONFIG).exists():
-        raise ExportError(f"the base {base} is itself an adapter", hint="merge that one first")
-    return base
 
 
 def _level_of_base(stored: dict[str, StoredTensor]) -> str:

@@ -33,25 +33,42 @@ class Config(BaseConfig):
     """GPTQ (Frantar et al., 2022): the weights that follow make up for the rounding of each, measured on calibration text."""
 
     bits: Literal[2, 3, 4, 8] = setting(
-        4, zh="每个权重的位数：8 几乎无损，4 是常用选择，3 和 2 损失明显（请看质量报告）。", basic=True
+        4,
+        zh="每个权重的位数：8 几乎无损，4 是常用选择，3 和 2 损失明显（请看质量报告）。",
+        basic=True,
+        label=("Bits per weight", "每个权重的位数"),
     )
     """Bits per weight: 8 is nearly exact, 4 the usual choice, 3 and 2 cost much (see the quality report)."""
     group_size: Literal[-1, 32, 64, 128] | None = setting(
-        None, zh="共用一个缩放系数的输入个数；-1 表示整行。默认取 128、64、32 中能整除所有层的最大值。", basic=True
+        None,
+        zh="共用一个缩放系数的输入个数；-1 表示整行。默认取 128、64、32 中能整除所有层的最大值。",
+        basic=True,
+        label=("Inputs that share a scale", "共用缩放系数的输入数"),
     )
     """Inputs that share a scale, -1 for whole rows. Default: the largest of 128, 64 and 32 that divides the width of every layer."""
-    sym: bool | None = setting(None, zh="零点固定在中间。默认：4 位和 8 位为真（vLLM 需要），3 位和 2 位为假（更准）。")
+    sym: bool | None = setting(
+        None,
+        zh="零点固定在中间。默认：4 位和 8 位为真（vLLM 需要），3 位和 2 位为假（更准）。",
+        label=("Zero in the middle", "零点固定在中间"),
+    )
     """Zero fixed in the middle of the range. Default: yes at 4 and 8 bits, as vLLM demands; no at 3 and 2, where it costs much."""
     act_order: Literal["none", "static", "activation"] = setting(
         "static",
         zh="各列的处理顺序：none 按原顺序；static 先处理输入大的列，分组不变（推理不变慢）；activation 分组也按此顺序（即 desc_act，推理较慢）。",
+        label=("Order of columns", "列的处理顺序"),
     )
     """Order of columns: as they are, largest inputs first in unchanged groups, or groups in that order too (desc_act; slower to run)."""
-    search: bool = setting(True, zh="为每组搜索误差最小的缩放系数，而不是直接取最大值。")
+    search: bool = setting(
+        True, zh="为每组搜索误差最小的缩放系数，而不是直接取最大值。", label=("Search for each scale", "搜索缩放系数")
+    )
     """Choose each scale among several by its squared error instead of taking the extremes."""
-    damp: float = setting(0.01, zh="加在 Hessian 对角线上的阻尼，占其均值的比例。", gt=0, lt=1)
+    damp: float = setting(
+        0.01, zh="加在 Hessian 对角线上的阻尼，占其均值的比例。", gt=0, lt=1, label=("Damping", "阻尼")
+    )
     """Damping of the Hessian, as a part of the mean of its diagonal."""
-    calibration_tokens: int = setting(32768, zh="校准文本的词元数。", ge=1)
+    calibration_tokens: int = setting(
+        32768, zh="校准文本的词元数。", ge=1, label=("Calibration text in tokens", "校准文本词元数")
+    )
     """Tokens of calibration text."""
 
 

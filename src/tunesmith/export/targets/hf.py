@@ -33,7 +33,7 @@ from tunesmith.export.model_config import (
 )
 from tunesmith.export.rows import with_rows
 from tunesmith.export.shards import JOURNAL, finished, write_shards
-from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, same_bytes
 from tunesmith.models.changes import FILE, Changes, apply_keys, read_changes
 
 SOURCE = "learned"
@@ -49,7 +49,10 @@ class Config(BaseConfig):
     """A merged model folder that transformers, vLLM, llama.cpp and the Hub can read."""
 
     max_shard_size: float = setting(
-        5.0, zh="单个权重文件的最大大小，单位 GB（10^9 字节）；更大的模型会分成多个文件。", gt=0
+        5.0,
+        zh="单个权重文件的最大大小，单位 GB（10^9 字节）；更大的模型会分成多个文件。",
+        gt=0,
+        label=("Largest weight file in GB", "权重文件大小上限（GB）"),
     )
     """Largest weight file in GB (10^9 bytes); larger models are split into several files."""
 
@@ -176,12 +179,12 @@ def plan(
     sources = dict(stored)
     still_tied = bool(tied)
     for output, shared in tied.items():
-        if output in sources and shared in sources and _same(sources[output], sources[shared]):
+        if output in sources and shared in sources and same_bytes(sources[output], sources[shared]):
             del sources[output]
         changed = [name for name in (output, shared) if name in changes or name in replaced]
         if not changed and output not in sources:
             continue
-        both = output in replaced and shared in replaced and _same(replaced[output], replaced[shared])
+        both = output in replaced and shared in replaced and same_bytes(replaced[output], replaced[shared])
         if both or (
             shared in replaced
             and output not in replaced
@@ -240,11 +243,6 @@ def _replacement(old: StoredTensor, new: StoredTensor, name: str, grown_to: int 
     if new.dtype == old.dtype or old.dtype not in FLOATS:
         return PlannedTensor(name, new.dtype, new.shape, new.chunks)
     return PlannedTensor(name, old.dtype, new.shape, lambda: converted(new, old.dtype))
-
-
-def _same(first: StoredTensor, second: StoredTensor) -> bool:
-    same_form = (first.dtype, first.shape) == (second.dtype, second.shape)
-    return same_form and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
 def base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:

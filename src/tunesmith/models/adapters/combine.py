@@ -135,8 +135,8 @@ def _scaled(folder: Path, weight: float, chain: bool) -> dict[str, dict[str, tup
         if len(pair) != 2:
             raise UserError(f"{folder / WEIGHTS}: {module} lacks its lora_A or lora_B", hint="the file is not complete")
         (name_a, (a, _)), (name_b, (b, _)) = sorted(pair.items())
-        rank = _pattern(config.get("rank_pattern"), _plain(module), config.get("r", a.shape[0]))
-        alpha = _pattern(config.get("alpha_pattern"), _plain(module), config.get("lora_alpha", 8))
+        rank = by_pattern(config.get("rank_pattern"), _plain(module), config.get("r", a.shape[0]))
+        alpha = by_pattern(config.get("alpha_pattern"), _plain(module), config.get("lora_alpha", 8))
         scale = weight * (alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
         if a.shape[0] != rank:  # one A and B for each of `count` experts
             a, b = a.reshape(-1, rank, a.shape[1]), b.reshape(b.shape[0], rank, -1)
@@ -181,7 +181,7 @@ def _plain(module: str) -> str:
     return module.removeprefix("base_model.model.").replace(".base_layer", "")
 
 
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+def by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """peft's rule: the first pattern that is the module's name or its end after a dot, as a regular expression."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):

@@ -106,5 +106,8 @@ def _headers(folder: Path) -> Stored:
                     part = opened.get_slice(name)
                     found[name] = (TYPES.get(part.get_dtype(), torch.float32), tuple(part.get_shape()))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} cannot be read: {error}", hint="the file is damaged; fetch it again") from error
+            raise UserError(
+                f"{file} cannot be read: {error}",
+                hint="the file is damaged or not whole; fetch the model again, or make it again",
+            ) from error
     return found
