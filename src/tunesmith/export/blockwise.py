@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import SILENT, Progress
