@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,50 +74,88 @@ def check_parity(
 ) -> list[Parity]:
     """Hop by hop on rows it was not trained on: the model as trained (base and what was learned) -> merged -> each GGUF in llama.cpp.
 
-    transformers computes in fp32. Raises ExportError when a hop changes the model; a GGUF that was not proved, for
-    whatever reason, is renamed, so that nothing takes it for a proved one. ``evidence`` is filled.
+    transformers computes in fp32. Raises ExportError when a hop changes the model; a GGUF that is refuted is renamed, so that nothing
+    takes it for a proved one. ``evidence`` is filled.
+    """
+    evidence = evidence if evidence is not None else Evidence()
+    found = []
+    left = list(made)
+    try:
+        reference, sequences = check_merge(target, made[0].merged, progress, rows=rows, evidence=evidence)
+        for one in made:
+            found.append(check_file(one.file, one.level, reference, sequences, progress, evidence=evidence))
+            left.remove(one)
+    except UserError as error:
+        failed = [one.file.replace(one.file.with_name(one.file.name + ".failed")) for one in left]
+        raise ExportError(error.message, hint=f"{error.hint or 'do not use it'}; kept as {failed[0]}") from error
+    return found
+
+
+def check_file(
+    file: Path,
+    level: str,
+    reference: Engine,
+    sequences: Sequence[tuple[int, ...]],
+    progress: Progress,
+    *,
+    name: str | None = None,
+    evidence: Evidence | None = None,
+) -> Parity:
+    """One GGUF in llama.cpp against what the merged model (``reference``) tells about ``sequences``; ``name``: what it will be called.
+
+    Raises ExportError for a model that is another one.
     """
     from tunesmith.chat.llamacpp import LlamaCppEngine
     from tunesmith.models.devices import usable_cores
 
+    finer = "" if level in ("f16", "f32", "bf16") else "; this type may be too coarse here, f16 is finer"
+    figures = check_engine(
+        lambda: LlamaCppEngine(file, threads=usable_cores()), name or file.name, usual_kl(level), reference, sequences, progress,
+        where=" in llama.cpp", finer=finer, evidence=evidence,
+    )  # fmt: skip
+    if figures.mean_kl > usual_kl(level):
+        progress.say(
+            f"warning: {level} changes this model more than usual (mean KL {figures.mean_kl:.2g}, usual below {usual_kl(level)}); "
+            "f16 does not"
+        )
+    return figures
+
+
+def check_engine(
+    opened: Callable[[], Engine],
+    name: str,
+    usual: float,
+    reference: Engine,
+    sequences: Sequence[tuple[int, ...]],
+    progress: Progress,
+    *,
+    where: str = "",
+    finer: str = "",
+    evidence: Evidence | None = None,
+) -> Parity:
+    """An export, ``opened`` in the engine it is used with (``where``), against what the merged model tells about ``sequences``.
+
+    ``usual``: mean KL (nats) that it usually stays below; ``finer``: what may help. Raises ExportError beyond ``BROKEN`` times that.
+    """
     evidence = evidence if evidence is not None else Evidence()
-    doubted = {one.file: one.file.with_name(one.file.name + ".failed") for one in made}
-    found = []
+    progress.start(f"comparing {name}{where} with the merged model in transformers")
+    other = Keeping(opened())
     try:
-        reference, sequences = check_merge(target, made[0].merged, progress, rows=rows, evidence=evidence)
-        for one in made:
-            progress.start(f"comparing {one.file.name} in llama.cpp with the merged model in transformers")
-            other = Keeping(LlamaCppEngine(one.file, threads=usable_cores()))
-            try:
-                figures = _parity(one.file, reference, other, sequences)
-                evidence.positions = kept_positions(reference, other, sequences)
-            finally:
-                other.close()
-            bound = usual_kl(one.level)
-            evidence.hops.append(Hop(f"merged → {one.file.name} in llama.cpp", figures, bound))
-            if not figures.mean_kl <= BROKEN * bound:
-                finer = (
-                    "" if one.level in ("f16", "f32", "bf16") else "; this type may be too coarse here, f16 is finer"
-                )
-                raise ExportError(
-                    f"{one.file.name} does not answer as the merged model does: {in_words(figures)}",
-                    hint=f"usual for {one.level} is a mean KL below {bound}{finer}; the file was kept as {doubted[one.file]}",
-                )
-            progress.finish(in_words(figures))
-            if figures.mean_kl > bound:
-                progress.say(
-                    f"warning: {one.level} changes this model more than usual (mean KL {figures.mean_kl:.2g}, usual below {bound}); "
-                    "f16 does not"
-                )
-            del doubted[one.file]
-            found.append(figures)
+        figures = _parity(name, reference, other, sequences)
+        evidence.positions = kept_positions(reference, other, sequences)
     finally:
-        for file, name in doubted.items():
-            file.replace(name)
-    return found
+        other.close()
+    evidence.hops.append(Hop(f"merged → {name}{where}", figures, usual))
+    if not figures.mean_kl <= BROKEN * usual:
+        raise ExportError(
+            f"{name} does not answer as the merged model does: {in_words(figures)}",
+            hint=f"usual is a mean KL below {usual:g}{finer}",
+        )
+    progress.finish(in_words(figures))
+    return figures
 
 
-def _parity(file: Path, reference: Engine, other: Engine, sequences: Sequence[tuple[int, ...]]) -> Parity:
+def _parity(name: str, reference: Engine, other: Engine, sequences: Sequence[tuple[int, ...]]) -> Parity:
     """``parity``; what cannot be compared (not-a-number, another vocabulary) is a failure of the file."""
     from tunesmith.evaluate.parity import parity
 
@@ -125,7 +163,7 @@ def _parity(file: Path, reference: Engine, other: Engine, sequences: Sequence[tu
         return parity(reference, other, sequences)
     except UserError as error:
         raise ExportError(
-            f"{file.name} does not answer as the merged model does: {error.message}", hint=error.hint
+            f"{name} does not answer as the merged model does: {error.message}", hint=error.hint
         ) from error
 
 
@@ -200,7 +238,7 @@ class Keeping:
         self.engine.close()
 
 
-def kept_positions(merged: Remembered, file: Keeping, sequences: Sequence[tuple[int, ...]]) -> list[Position]:
+def kept_positions(merged: Engine, file: Keeping, sequences: Sequence[tuple[int, ...]]) -> list[Position]:
     """The positions kept of ``file``, with what the merged model tells there."""
     return [
         Position(ids[: at + 1], merged.logprobs(ids)[at].copy(), row)
