@@ -75,11 +75,13 @@ def parity(reference: Engine, other: Engine, token_sequences: Iterable[Sequence[
 class Remembered:
     """An engine that runs each sequence once and remembers what it told: for several comparisons with one reference.
 
-    ``folder``: where that lies in files without a name, which are gone with this object; without it, in memory.
+    ``folder``: where that lies in files without a name, which are gone with this object; without it, or without room, in memory.
+    ``slack``: mean KL (nats) that the numbers it was computed in may add; ``how`` it was computed, in words.
     """
 
-    def __init__(self, engine: Engine, folder: Path | None = None) -> None:
+    def __init__(self, engine: Engine, folder: Path | None = None, *, slack: float = 0.0, how: str = "") -> None:
         self.engine, self.name, self._folder = engine, engine.name, folder
+        self.slack, self.how = slack, how
         self._known: dict[tuple[int, ...], np.ndarray] = {}
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str]:
@@ -101,13 +103,16 @@ class Remembered:
 
 
 def _on_disk(found: np.ndarray, folder: Path) -> np.ndarray:
-    """The same array, read from a file in ``folder`` when it is asked for. Raises OSError (disk full)."""
+    """The same array, read from a file in ``folder`` when it is asked for; as it is when nothing can be written there."""
     import numpy as np
 
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(memoryview(np.ascontiguousarray(found)).cast("B"))
-        file.flush()
-        return np.memmap(file, found.dtype, "r", shape=found.shape)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(np.ascontiguousarray(found).data.cast("B"))
+            file.flush()
+            return np.memmap(file, found.dtype, "r", shape=found.shape)
+    except OSError:
+        return found
 
 
 def per_position(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,9 @@ NAMES = {"BF16": "bf16", "F16": "fp16"}
 FLOATS = {"F64", "F32", "BF16", "F16"}
 
 
+MORE = "close other programs, or use a machine with more memory, and export again"
+
+
 class NoRoomError(UserError):
     """A model that cannot be opened on this machine. ``message``: what it needs and what is free."""
 
@@ -119,13 +122,24 @@ def opened(
         forget(way.device)
     raise NoRoomError(
         "; ".join(missing),
-        hint="close other programs, or use a machine with more memory, and give the same command again",
+        hint=MORE,
     )
 
 
-def ways(
-    target: Target, sequences: Sequence[Sequence[int]], *, as_trained: bool, answers: bool
-) -> Iterator[Way | str]:
+def room_to_ask(target: Target) -> None:
+    """Raises NoRoomError when the model does not fit in the numbers it answers in here (``precision: auto``)."""
+    from tunesmith.models.devices import best_device
+    from tunesmith.models.precision import resolve_precision
+
+    folder = target.learned if _complete(target) else target.base.folder
+    assert folder is not None
+    precision, _ = resolve_precision(target.config.precision if target.config else "auto", best_device())
+    way = Way(precision, best_device(), _weight(_tensors(folder), 4 if precision == "fp32" else 2))
+    if (free := _free(way)) < way.needs:
+        raise NoRoomError(f"in {precision}{_on(way)} it needs {in_gib(way.needs)}, {in_gib(free)} are free", hint=MORE)
+
+
+def ways(target: Target, sequences: Sequence[Sequence[int]], *, as_trained: bool, answers: bool) -> Iterator[Way | str]:
     """The ways to open the target, best first; a text for one that this model cannot be opened in. Raises ExportError for damaged files."""
     import torch
 
