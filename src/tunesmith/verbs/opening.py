@@ -93,8 +93,6 @@ def opened(
     ``sequences``: all that the engine will be asked for. ``as_trained``: with the base as the run quantized it. ``answers``: whether it
     should generate, if it can. Raises NoRoomError, and whatever ``work`` raises.
     """
-    from tunesmith.chat.transformers_engine import TransformersEngine
-
     missing: list[str] = []
     for way in ways(target, sequences, as_trained=as_trained, answers=answers):
         if isinstance(way, str):
@@ -104,17 +102,14 @@ def opened(
             missing.append(f"{way}{_on(way)} it needs {in_gib(way.needs)}, {in_gib(free)} are free")
             continue
         try:
-            if way.blocks:
-                engine: Any = _engine_of_blocks(target, way, sequences, name, progress)
-            else:
-                weights = open_weights(target, precision=way.precision, as_trained=as_trained, device=way.device)
-                engine = TransformersEngine(weights, renderer, name)
-                del weights
+            engine = _open(target, way, renderer, name, sequences, progress, as_trained)
             try:
                 return work(engine, way)
             finally:
                 engine.close()
                 del engine
+        except _CannotBeRunSoError as error:
+            missing.append(f"{way} it cannot be run ({error.message})")
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -249,12 +244,23 @@ def _free(way: Way) -> int:
     return here if way.device.type == "cpu" else min(here, free_memory(way.device))
 
 
-def _engine_of_blocks(
-    target: Target, way: Way, sequences: Sequence[Sequence[int]], name: str, progress: Progress
-) -> Any:
+class _CannotBeRunSoError(ExportError):
+    """Of a model that has no blocks, or not of the kind that can be run one at a time."""
+
+
+def _open(
+    target: Target, way: Way, renderer: Any, name: str, sequences: Sequence[Sequence[int]], progress: Progress, as_trained: bool
+) -> Any:  # fmt: skip
+    from tunesmith.chat.transformers_engine import TransformersEngine
     from tunesmith.export.blockwise import BlockwiseEngine
 
-    return BlockwiseEngine(blocks_of(target, way.device), sequences, name, progress)
+    if not way.blocks:
+        weights = open_weights(target, precision=way.precision, as_trained=as_trained, device=way.device)
+        return TransformersEngine(weights, renderer, name)
+    try:
+        return BlockwiseEngine(blocks_of(target, way.device), sequences, name, progress)
+    except ExportError as error:
+        raise _CannotBeRunSoError(error.message, error.hint) from error
 
 
 def _complete(target: Target) -> bool:
