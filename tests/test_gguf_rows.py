@@ -176,7 +176,7 @@ def test_a_lost_output_layer_is_noticed(tmp_path: Path) -> None:
     tensors = source(tmp_path)
     made = write(tmp_path / "x.gguf", tensors, "F16", {}, lambda found: found.pop("output.weight"))  # type: ignore[arg-type,return-value]
     stored = read_model(tmp_path)
-    with pytest.raises(ExportError, match="lacks 1 of the source's tensors, first lm_head.weight"):
+    with pytest.raises(ExportError, match=r"lacks 1 .* first lm_head\.weight"):
         check_file(made, stored, {})
     assert check_file(made, stored, {}, tied=True)["tensors"] == len(tensors) - 1
     same = stored | {"lm_head.weight": replace(stored["model.embed_tokens.weight"], name="lm_head.weight")}

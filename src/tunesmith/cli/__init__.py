@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ from tunesmith.cli.export import export
 from tunesmith.cli.runs import app as runs_app
 from tunesmith.cli.said import MaxTokens, progress, report_run
 from tunesmith.config.errors import UserError
-from tunesmith.config.home import home
+from tunesmith.config.faults import keep_traceback
 
 app = typer.Typer(
     name="tunesmith",
@@ -208,11 +207,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except Exception as error:
-        log = home() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-        except OSError:  # the folder cannot be written to: say it all here
+        log = keep_traceback()
+        if log is None:  # the folder cannot be written to: say it all here
             traceback.print_exc()
         print(
             f"unexpected error: {type(error).__name__}: {error}\nhint: this is a fault of Tunesmith's; the details are in {log}",

@@ -11,7 +11,6 @@ from types import ModuleType
 from tunesmith.config.base import Config
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
-from tunesmith.evaluate.quality_report import QualityReport
 from tunesmith.hub.push import destination
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, gguf
@@ -19,9 +18,12 @@ from tunesmith.verbs.levels import FULL, Maker, base_speed, bytes_of, chosen_lev
 from tunesmith.verbs.making import config_of, label_of, levels_of, make, named, place_of, plugin_of
 from tunesmith.verbs.proof import check_merge, check_parity, in_words
 from tunesmith.verbs.push import check_push, push
-from tunesmith.verbs.quality import Quality, print_quality, quality_folder
+from tunesmith.verbs.quality import Quality, quality_folder
+from tunesmith.verbs.quality_shown import never_lost, print_quality
 from tunesmith.verbs.quality_texts import ROWS
 from tunesmith.verbs.targets import Target, target_of
+
+NOT_MADE = "the quality report was not made"
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,10 @@ def _made(
     if target.learned is not None and made.merged is not None:
         check_merge(target, made.merged, progress)
     if made.merged is not None and choice.report:
-        with Quality(
-            target, made.merged, quality_folder(target, made.place), progress, rows=choice.rows, data=data
-        ) as quality:
-            lines += _measured(
-                quality,
-                label_of(plugin, config),
-                made.place,
-                {**config.model_dump(mode="json"), "data": data},
-                progress,
-            )
+        folder, key = quality_folder(target, made.place), {**config.model_dump(mode="json"), "data": data}
+        with never_lost(NOT_MADE, progress):
+            with Quality(target, made.merged, folder, progress, rows=choice.rows, data=data) as quality:
+                lines += _measured(quality, label_of(plugin, config), made.place, key)
     return made.place, lines
 
 
@@ -182,7 +178,7 @@ def _proved(
         f"Modelfile: {one.modelfile} ({one.template_reason})",
     ]
     if choice.report and one.level not in FULL:
-        with ExitStack() as stack:
+        with never_lost(NOT_MADE, progress), ExitStack() as stack:
             if quality is None:
                 folder = quality_folder(target, one.file)
                 opened = Quality(target, one.merged, folder, progress, rows=choice.rows, data=data)
@@ -190,17 +186,12 @@ def _proved(
             full = place_of(target, plugin, config_of(plugin, (), "f16"))
             if full.is_file() and not quality.has_base_speed(".gguf"):
                 quality.base_speed(".gguf", full)
-            lines += _measured(quality, one.level, one.file, {**config.model_dump(mode="json"), "data": data}, progress)
+            lines += _measured(quality, one.level, one.file, {**config.model_dump(mode="json"), "data": data})
     return lines
 
 
-def _measured(quality: Quality, name: str, place: Path, key: dict[str, object], progress: Progress) -> list[str]:
-    """The quality report with one more export in it. An export is not lost because it cannot be measured: that is said."""
-    try:
-        quality.measure(name, place, key)
-        report: QualityReport = quality.report()
-    except UserError as error:
-        progress.say(f"warning: the quality report was not made: {error}")
-        return []
-    print_quality(report)
+def _measured(quality: Quality, name: str, place: Path, key: dict[str, object]) -> list[str]:
+    """The quality report with one more export in it."""
+    quality.measure(name, place, key)
+    print_quality(quality.report())
     return [f"quality report: {quality.folder / 'quality.md'}"]
