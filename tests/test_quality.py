@@ -190,9 +190,12 @@ def test_a_picture_of_many_and_of_none() -> None:
         json.dumps(report.as_dict(), allow_nan=False)
 
 
-@pytest.fixture
-def measured(tiny: Path, worse: dict[str, Path], tmp_path: Path) -> Iterator[tuple[Quality, QualityReport]]:
-    with Quality(target_of(str(tiny), SILENT), tiny, tmp_path / "quality", SILENT, rows=1) as quality:
+@pytest.fixture(scope="module")
+def measured(
+    tiny: Path, worse: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Quality, QualityReport]]:
+    folder = tmp_path_factory.mktemp("measured") / "quality"
+    with Quality(target_of(str(tiny), SILENT), tiny, folder, SILENT, rows=1) as quality:
         for name, place in worse.items():
             quality.measure(name, place, {"noise": name})
         yield quality, quality.report()
@@ -270,8 +273,8 @@ def test_without_memory_for_the_whole_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One block at a time the figures are the same; there are no answers, which the report says. Without memory for that: an error in words."""
-    found = [[way for way in opening.ways(target_of(str(tiny), SILENT), [[1] * 512], as_trained=False, answers=True)]]
-    (blocks,) = [way for way in found[0] if isinstance(way, opening.Way) and way.blocks]
+    found = list(opening.ways(target_of(str(tiny), SILENT), [[1] * 512], as_trained=False, answers=True))
+    (blocks,) = [way for way in found if isinstance(way, opening.Way) and way.blocks]
     monkeypatch.setattr(opening, "ways", lambda *_, **__: [replace(blocks, needs=0)])
     with Quality(target_of(str(tiny), SILENT), tiny, tmp_path / "blocks", SILENT, rows=1) as quality:
         one = quality.measure("near", worse["near"], {})

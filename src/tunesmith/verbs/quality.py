@@ -191,6 +191,7 @@ class Quality:
         from tunesmith.chat.transformers_engine import TransformersEngine
         from tunesmith.models.devices import best_device
         from tunesmith.models.precision import resolve_precision
+        from tunesmith.verbs.targets import open_weights
 
         known = self.reference.measured.speed if self.reference.numbers == FP32 else None
         if known is not None and resolve_precision("auto", best_device())[0] == "fp32":
