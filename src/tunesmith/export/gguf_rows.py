@@ -22,7 +22,7 @@ import numpy as np
 from tunesmith.config.errors import ExportError
 from tunesmith.export.changes import FLOATS, bytes_of
 from tunesmith.export.ggml_quantize import Quantizer
-from tunesmith.export.gguf_check import TURNED, name_map
+from tunesmith.export.gguf_check import ROPE, TURNED, name_map
 from tunesmith.export.gguf_file import GgufTensor, read_gguf
 from tunesmith.export.tensor_files import ITEM_BYTES, StoredTensor
 
@@ -54,7 +54,7 @@ def check_rows(
 
     header = read_gguf(path)
     names, quantizer = name_map(header.metadata), Quantizer(str(library()._name), 1)
-    found: dict[str, list[tuple[str, str, float]]] = defaultdict(list)
+    found: dict[str, list[tuple[str, str, float, bool]]] = defaultdict(list)
     known: set[str] = set()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for name, tensor in stored.items():
@@ -63,20 +63,22 @@ def check_rows(
                 continue
             known.add(place)
             try:
-                distance = _distance(
+                distance, telling = _distance(
                     name, tensor, header.tensors[place], header, data, quantizer, importances.get(place)
                 )
             except ValueError as error:
                 raise ExportError(f"{name} cannot be rounded to {header.tensors[place].type}: {error}") from error
-            found[_kind(place)].append((place, name, distance))
-    unknown = {_kind(place) for place in header.tensors if place not in known}
+            found[_kind(place)].append((place, name, distance, telling))
+    unknown = {_kind(place) for place in header.tensors if place not in known and not ROPE.match(place)}
     compared = 0
     for kind, ones in found.items():
-        if kind not in ALONE and not any(distance <= tolerance for *_, distance in ones):
+        wrong = any(not distance <= tolerance for _, _, distance, _ in ones)
+        known_order = any(distance <= tolerance and telling for _, _, distance, telling in ones)
+        if wrong and not known_order and kind not in ALONE:
             unknown.add(kind)
             continue
         compared += len(ones)
-        for place, name, distance in ones:
+        for place, name, distance, _ in ones:
             if not distance <= tolerance:
                 raise ExportError(
                     f"the GGUF's {place} does not hold the numbers of {name}: they differ by {distance:.0%} of their size, rounded alike",
@@ -96,8 +98,8 @@ def _same_shape(name: str, tensor: StoredTensor, placed: GgufTensor) -> bool:
 
 def _distance(
     name: str, tensor: StoredTensor, placed: GgufTensor, header: GgufHeader, data: mmap.mmap, quantizer: Quantizer, importance: Any
-) -> float:  # fmt: skip
-    """The smallest relative distance over the arrangements that are known."""
+) -> tuple[float, bool]:  # fmt: skip
+    """The smallest relative distance over the arrangements that are known; and whether rows differ, so that their order can be told."""
     count, width = placed.shape[0], placed.shape[1] if len(placed.shape) == 2 else 1
     most = ROWS if len(placed.shape) == 2 else NUMBERS
     rows = np.unique(np.linspace(0, count - 1, most).astype(np.int64))
@@ -111,7 +113,7 @@ def _distance(
             best = min(best, distance / size if size else (0.0 if distance == 0 else float("inf")))
         if best <= TOLERANCE:
             break
-    return best
+    return best, bool((there != there[:1]).any())
 
 
 def _arrangements(place: str, count: int, header: GgufHeader) -> Iterator[Take]:
