@@ -222,11 +222,10 @@ def test_examples_of_the_help_are_commands() -> None:
 
 @pytest.fixture(scope="module")
 def levelled(run: RunFolder) -> tuple[RunFolder, list[str], Path]:
-    """A few levels in one go; q4_0 lies at its place already, but is no GGUF: it fails and the others stay."""
+    """A few levels in one go; a file lies where the folder of q4_0 is to be: it fails and the others stay."""
     said = Said()
-    damaged = run.artifacts / "gguf-q4_0-step-2" / "small-Q4_0.gguf"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a model")
+    run.artifacts.mkdir(exist_ok=True)
+    (run.artifacts / "gguf-q4_0-step-2").write_bytes(b"")
     place, _ = export(str(run.path), "gguf", said, choice=Choice(levels="q8_0,q4_0,q2_k", rows=2))
     return run, said.lines, place
 
@@ -243,7 +242,7 @@ def test_levels_in_one_table(levelled: tuple[RunFolder, list[str], Path], monkey
     assert list(by_name["q8_0"]["figures"]) == ["own data", "English", "Chinese"]
     assert by_name["q8_0"]["figures"]["own data"]["mean_kl"] < by_name["q2_k"]["figures"]["own data"]["mean_kl"]
     assert set(report["base_speed"]) == {"q8_0", "q2_k"}, "against a 16-bit GGUF in llama.cpp"
-    assert any("small-Q4_0.gguf" in line or "q4_0 could not be made" in line for line in said)
+    assert any("q4_0 could not be made" in line for line in said)
     assert (run.artifacts / "gguf-q2_k-step-2" / "imatrix.gguf").is_file()
     assert not list((run.artifacts / "quality" / "step-2").glob(".*")), "no temporary file is left"
 
@@ -253,6 +252,28 @@ def test_levels_in_one_table(levelled: tuple[RunFolder, list[str], Path], monkey
     (run.artifacts / "quality" / "step-2" / "results" / "q2_k.json").unlink()  # as if interrupted before it
     export(str(run.path), "gguf", SILENT, choice=Choice(levels="q8_0,q2_k", rows=2))
     assert calls == ["q2_k"], "what was measured is not measured again"
+
+
+@pytest.mark.slow
+def test_an_interrupted_choice_takes_its_files_away_in_the_end(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the first of two levels was made: the next call removes that one too when it is not the recommended one."""
+    monkeypatch.chdir(tmp_path)
+    choice = Choice(levels="q8_0,q2_k", keep="recommended", rows=2)
+    names = ["gguf-q8_0/tiny-llama-Q8_0.gguf", "gguf-q2_k/tiny-llama-Q2_K.gguf"]
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb.Quality, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            export(str(tiny), "gguf", SILENT, choice=choice)
+    assert "what was finished before stays" in str(caught.value)
+    assert [Path(name).exists() for name in names] == [True, False]
+    place, _ = export(str(tiny), "gguf", SILENT, choice=choice)
+    assert [str(tmp_path / name) for name in names if Path(name).exists()] == [str(place)]
 
 
 @pytest.mark.slow

@@ -24,10 +24,12 @@ from tunesmith.config.progress import SILENT
 from tunesmith.export.deploy_report import Proof
 from tunesmith.export.modelfile import parse
 from tunesmith.runs.folder import RunFolder
+from tunesmith.verbs import proof as proof_of_numbers
 from tunesmith.verbs.deploy import Deployment, check_address, deploy
 from tunesmith.verbs.gguf import GgufExport, gguf
-from tunesmith.verbs.proof import Evidence, check_parity
+from tunesmith.verbs.proof import Evidence
 from tunesmith.verbs.prove import ProofFailed, Proving
+from tunesmith.verbs.reference import MergedReference
 from tunesmith.verbs.targets import Target, target_of
 
 REAL = os.environ.get("OLLAMA_HOST")
@@ -52,13 +54,18 @@ class Ready:
         return replace(self.made, file=Path(shutil.copy(self.made.file, folder / "copy.gguf")))
 
 
+def ready_of(run: RunFolder, target: Target) -> Ready:
+    """Compared while it was made, as every export is."""
+    reference = MergedReference(target, SILENT)
+    made = gguf(target, SILENT, level="f16", reference=reference)
+    return Ready(run, target, made, reference.evidence)
+
+
 @pytest.fixture(scope="module")
 def ready(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     run = ending_run(tiny, tmp_path_factory.mktemp("runs"))
     target = target_of(str(run.path), SILENT)
-    made, evidence = gguf(target, SILENT, level="f16"), Evidence()
-    check_parity(target, [made], SILENT, evidence=evidence)
-    return Ready(run, target, made, evidence)
+    return ready_of(run, target)
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +243,23 @@ def test_a_damaged_file_is_never_sent(ready: Ready, server: FakeOllama, tmp_path
 
 
 @pytest.mark.slow
+def test_numbers_that_are_refuted_while_it_is_made(
+    ready: Ready, server: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new file that answers otherwise never gets its name, and the report of the deployment says what was found."""
+    monkeypatch.setattr(proof_of_numbers, "BROKEN", -1.0)
+    with pytest.raises(ProofFailed, match="before anything was sent") as caught:
+        deploy(str(ready.run.path), "m:x", SILENT, url=server.url, level="f32", force=True)
+    assert failed(caught.value.proof) == {3} and "does not answer as the merged model does" in words(
+        caught.value.proof, 3
+    )
+    folder = ready.run.artifacts / "gguf-f32-step-30"
+    assert [p.name for p in folder.glob("*.gguf*")] == ["ending-F32.gguf.failed"] and not server.models
+    saved = json.loads((ready.run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
+    assert [c["number"] for c in saved["checks"] if c["broken"]] == [3]
+
+
+@pytest.mark.slow
 def test_force_serves_it_all_the_same(ready: Ready, server: FakeOllama) -> None:
     done = ready.deploy(server.url, made=other_template(ready.made), force=True)
     assert failed(done.proof) == {1} and list(server.models) == ["m:x"]
@@ -354,9 +378,8 @@ def test_tools_are_proved_and_their_loss_is_told(tiny: Path, tmp_path: Path) -> 
     """A chat template with tools: its TEMPLATE renders them as in training. Without their place in it, check 5 says so."""
     run = ending_run(tiny, tmp_path / "runs", "model.template=qwen2.5")
     target = target_of(str(run.path), SILENT)
-    made, evidence = gguf(target, SILENT, level="f16"), Evidence()
-    ready = Ready(run, target, made, evidence)
-    check_parity(target, [made], SILENT, evidence=evidence)
+    ready = ready_of(run, target)
+    made = ready.made
     with serving(tmp_path / "blobs", Runner()) as server:
         done = ready.deploy(server.url)
         assert states(done.proof) == PASSED
@@ -376,10 +399,9 @@ def test_the_one_system_prompt_of_the_training_is_the_models(tiny: Path, tmp_pat
     run = ending_run(tiny, tmp_path / "runs", system=SYSTEM)
     assert json.loads((run.path / "rows.json").read_text(encoding="utf-8"))["system"] == SYSTEM
     target = target_of(str(run.path), SILENT)
-    made, evidence = gguf(target, SILENT, level="f16"), Evidence()
+    ready = ready_of(run, target)
+    made = ready.made
     assert made.content.system == SYSTEM and parse(made.modelfile.read_text(encoding="utf-8")).system == SYSTEM
-    ready = Ready(run, target, made, evidence)
-    check_parity(target, [made], SILENT, evidence=evidence)
     with serving(tmp_path / "blobs", Runner()) as server:
         done = ready.deploy(server.url)
         assert states(done.proof) == PASSED

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from tunesmith import __version__
 from tunesmith.cli.data import app as data_app
@@ -17,10 +21,34 @@ from tunesmith.cli.deploy import compare, deploy
 from tunesmith.cli.export import export
 from tunesmith.cli.runs import app as runs_app
 from tunesmith.cli.said import MaxTokens, progress, report_run
-from tunesmith.config.errors import UserError
+from tunesmith.config.errors import Terminated, UserError
 from tunesmith.config.faults import keep_traceback
 
+TWICE = 5.0
+"""Seconds after a SIGTERM in which another one is taken for the same: what is cleaned up meanwhile is not disturbed."""
+
+
+class Stopped(Exception):
+    """A command was interrupted: out of reach of typer, which makes an exit code of it and says nothing."""
+
+    def __init__(self, by: KeyboardInterrupt) -> None:
+        super().__init__(*by.args)
+        self.code = 143 if isinstance(by, Terminated) else 130
+
+
+class Commands(typer.core.TyperGroup):
+    """The table of commands; an interruption leaves it as ``Stopped``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Raises Stopped."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as by:
+            raise Stopped(by) from by
+
+
 app = typer.Typer(
+    cls=Commands,
     name="tunesmith",
     help="From a data set to a fine-tuned language model answering in Ollama. Start with: tunesmith demo",
     no_args_is_help=True,
@@ -187,7 +215,8 @@ def _root(
 
 
 def main() -> None:
-    """Entry point. A person's mistake: one message and exit code 2. Ours: the traceback is kept, exit code 1."""
+    """Entry point. A person's mistake: one message and exit code 2. Ours: the traceback is kept, exit code 1. Ctrl-C: 130, SIGTERM: 143,
+    with a line that says what is kept."""
     # On a busy machine threads wait asleep: spinning ones stall each other; on a quiet one spinning is faster (docs/log.md).
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -195,14 +224,25 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # Windows consoles and LANG=C
+    last = -TWICE
+
+    def terminate(number: int, frame: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before >= TWICE:
+            raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (Stopped, KeyboardInterrupt) as error:
+        found = error if isinstance(error, Stopped) else Stopped(error)
+        print(f"stopped{': ' if found.args else ''}{found}", file=sys.stderr)
+        raise SystemExit(found.code) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None

@@ -48,3 +48,7 @@ class ExportError(UserError):
 
 class ServerError(UserError, ConnectionError):
     """A server (Ollama, an OpenAI-style endpoint) that did not do what was asked."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a program asks for what a person asks for with Ctrl-C."""

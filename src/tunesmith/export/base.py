@@ -7,9 +7,10 @@ A target is one file in ``targets/`` with a ``Config`` class and an ``export`` f
 from __future__ import annotations
 
 import errno
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A disk, a quota or a file system that takes no more."""
 LOCK = "lock"
 """In a folder that is being filled: one process at a time."""
+AGAIN = ".again"
+"""Ends the hidden folder in which an export is made whose name is taken."""
 
 
 def check_target(out: Path, needed_bytes: int) -> None:
@@ -60,6 +63,7 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
 
     Raises ExportError when another process works on the same ``out``, or when something has got that name meanwhile.
     """
+    own = not out.parent.exists()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_of(out)
     lock = FileLock(temporary.with_name(f"{temporary.name}.lock"))
@@ -68,17 +72,34 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
     except Timeout:
         raise ExportError(f"another process is writing {out}", hint="wait for it, or choose another --out") from None
     try:
-        _remove(temporary)
+        remove(temporary)
         try:
             yield temporary
             if out.exists():
                 raise ExportError(f"{out} has appeared meanwhile", hint="choose another --out; nothing was overwritten")
+            _sync(temporary)
             temporary.rename(out)
+            sync_folder(out.parent)
         finally:
-            _remove(temporary)
+            remove(temporary)
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        if own:
+            with suppress(OSError):  # something is in it
+                out.parent.rmdir()
+
+
+@contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """A hidden folder beside ``out`` for what is needed while it is made, gone afterwards; asked for inside ``whole_or_nothing``."""
+    folder = out.parent / f".{out.name}.staging"
+    remove(folder)  # of a call that was killed
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        remove(folder)
 
 
 def partial_of(out: Path) -> Path:
@@ -102,9 +123,10 @@ def resumable(out: Path) -> Iterator[Path]:
         raise ExportError(f"another process is writing {out}", hint="wait for it, or choose another --out") from None
     try:
         yield folder
+        _sync(folder)
         folder.rename(out)  # with the lock held: no other process can begin in it before it has its name
     except UserError:
-        _remove(folder)
+        remove(folder)
         raise
     except OSError as error:
         if error.errno not in FULL:
@@ -120,16 +142,98 @@ def resumable(out: Path) -> Iterator[Path]:
     sync_folder(out.parent)
 
 
-def set_aside(folder: Path, out: Path) -> Path:
-    """Give what ``resumable`` made the name ``out`` with ``.failed``: complete, but not what it should be. Returns the new place."""
-    place = out.with_name(out.name + ".failed")
-    _remove(place)
-    (folder / LOCK).unlink(missing_ok=True)
-    folder.rename(place)
+def set_aside(work: Path, out: Path) -> Path:
+    """Give what was to become ``out`` its name with ``.failed``: complete, but not what it should be. Returns the new place."""
+    place = beside(out, ".failed")
+    remove(place)
+    if work.is_dir():
+        (work / LOCK).unlink(missing_ok=True)
+    work.rename(place)
     return place
 
 
-def _remove(path: Path) -> None:
+def proved(prove: Callable[[Path], dict[str, Any]], work: Path, out: Path) -> dict[str, Any]:
+    """What ``prove`` finds out about the finished ``work`` before it becomes ``out``. Raises NotProvedError; it is then kept aside."""
+    try:
+        return prove(work)
+    except UserError as error:
+        place = set_aside(work, out)
+        what = "folder" if place.is_dir() else "file"
+        raise NotProvedError(
+            f"{home_of(out)} was not made: {error.message.replace(str(work), str(place))}",
+            hint=f"{f'{error.hint}; ' if error.hint else ''}the {what} that failed its proof is kept as {place}; do not use it, and remove it",
+            place=place,
+        ) from error
+
+
+class NotProvedError(ExportError):
+    """An export that is complete, but answers otherwise than what it was made from. It lies in ``place``."""
+
+    def __init__(self, message: str, hint: str, place: Path) -> None:
+        super().__init__(message, hint)
+        self.place = place
+
+
+def again(out: Path) -> Path:
+    """Where ``out`` is made when something has that name already: in a hidden folder of its own, with all that is made beside it."""
+    return out.parent / f".{out.name}{AGAIN}" / out.name
+
+
+def home_of(out: Path) -> Path:
+    """The inverse: where ``again(place)``, or a place itself, is to lie in the end."""
+    own = out.parent.name == f".{out.name}{AGAIN}"
+    return out.parent.parent / out.name if own else out
+
+
+def beside(out: Path, ending: str) -> Path:
+    """A sibling of the place that ``out`` is to lie at in the end."""
+    home = home_of(out)
+    return home.with_name(home.name + ending)
+
+
+def exchange(place: Path, *, keep: bool) -> Path | None:
+    """Put what was made in ``again(place)``, with all that lies beside it, in the place of the old one.
+
+    ``keep``: the old one is not ours to remove; its new place is returned. Killed at any moment, the new one is whole, in one of the two.
+    """
+    new, kept = again(place), None
+    for path in new.parent.iterdir():
+        if path != new and not path.name.startswith("."):
+            there = place.with_name(path.name)
+            if keep and there.exists():
+                _aside(there)
+            remove(there)
+            path.rename(there)
+    if keep and place.exists():
+        kept = _aside(place)
+    old = place.with_name(f".{place.name}.old")
+    if place.is_dir():
+        remove(old)
+        place.rename(old)
+    new.replace(place)
+    sync_folder(place.parent)
+    remove(old)
+    remove(new.parent)
+    return kept
+
+
+def _aside(path: Path) -> Path:
+    """Rename ``path`` to the first of .old, .old1 … that is free; returned."""
+    kept = next(to for n in range(10_000) if not (to := path.with_name(f"{path.name}.old{n or ''}")).exists())
+    return path.rename(kept)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or all files of a folder, to the disk: a name is given to what survives a power cut."""
+    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+    if path.is_dir():
+        sync_folder(path)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, there or not."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

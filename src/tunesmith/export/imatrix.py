@@ -75,9 +75,11 @@ class Matrix:
 
 
 def for_export(
-    source: Path, out: Path, wanted: str, calibration: Sequence[Sequence[int]] | None, log: Path, progress: Progress
-) -> Matrix | None:
-    """What ``imatrix: auto | off | PATH`` means for this export; ``auto`` computes and keeps it beside ``out``. Raises ExportError."""
+    source: Path, out: Path, wanted: str, calibration: Sequence[Sequence[int]] | None, log: Path, progress: Progress,
+    *, known: Path | None = None,
+) -> Matrix | None:  # fmt: skip
+    """What ``imatrix: auto | off | PATH`` means for this export; ``auto`` computes and keeps it beside ``out``, or takes ``known`` if that
+    was computed from this model and text. Raises ExportError."""
     if wanted == "off":
         return None
     if wanted != "auto":
@@ -87,6 +89,8 @@ def for_export(
         progress.say("no calibration text: the importance matrix is left out (imatrix=PATH names one)")
         return None
     file, made_from = out.parent / NAME, _made_from(source, rows)
+    if known is not None and known.is_file() and (there := read(known)).made_from == made_from:
+        return there
     if file.exists():
         if read(file).made_from == made_from:
             progress.say(f"taking the importance matrix in {file}, computed from this model and text before")

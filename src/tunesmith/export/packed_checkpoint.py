@@ -6,7 +6,7 @@ Knows nothing of any way to quantize; a target gives the tensors and the ``quant
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tunesmith.config.errors import ExportError
 from tunesmith.config.files import write_json
 from tunesmith.config.progress import Progress
 from tunesmith.export import companions
-from tunesmith.export.base import whole_or_nothing
+from tunesmith.export.base import proved, whole_or_nothing
 from tunesmith.export.facts import hub_name
 from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens
@@ -61,12 +61,13 @@ def full_disk_in_words(out: Path, kept: Path | None = None) -> Iterator[None]:
 
 def write_checkpoint(
     source: Path, out: Path, tensors: Sequence[PlannedTensor], quantization: Mapping[str, Any], facts: Sequence[str],
-    progress: Progress,
+    progress: Progress, prove: Callable[[Path], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write ``tensors`` to the new folder ``out``, with everything that ``source`` has beside its weights.
 
     ``facts`` are the sentences of the model card; base and licence are those of ``source``'s own card. Returns what was checked: our own reader finds every weight in its
-    packed form, and the tokenizer is the source's. Raises ExportError; then ``out`` does not exist.
+    packed form, and the tokenizer is the source's. ``prove`` is asked about the finished folder before it gets its name; when it raises, the
+    folder is kept with ``.failed``. Raises ExportError; then ``out`` does not exist.
     """
     raw, read = read_json(source / "config.json"), load_config(source)
     settings = completed(raw, read, None) | {"quantization_config": dict(quantization)}
@@ -87,6 +88,7 @@ def write_checkpoint(
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, read, source, template)
         companions.write_checksums(work, written.sums)
+        checks |= proved(prove, work, out) if prove is not None else {}
     return {"tensors": len(tensors), "stop_token_ids": stops, **checks}
 
 

@@ -34,6 +34,8 @@ from tunesmith.runs.folder import RunFolder, process_start
 
 State = Literal["running", "finished", "failed", "stopped", "interrupted"]
 FILE = "work.json"
+STOPPED = (130, 143)
+"""Exit codes of commands that were ended by Ctrl-C and SIGTERM."""
 STARTING = 30.0
 """Seconds that a supervisor may take to write down its process."""
 
@@ -64,7 +66,7 @@ class Work:
     def state(self) -> State:
         """``interrupted``: the processes are gone and nobody wrote down how it ended."""
         if self.code is not None:
-            return "finished" if self.code == 0 else "stopped" if self.code == 130 else "failed"
+            return "finished" if self.code == 0 else "stopped" if self.code in STOPPED else "failed"
         if not self.pid:
             return "running" if time.time() - self.started < STARTING else "interrupted"
         found = process_start(self.pid)

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tunesmith.config.errors import Terminated
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
@@ -24,10 +26,10 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """While nothing is there yet that could be saved, SIGTERM is what Ctrl-C is: a KeyboardInterrupt."""
+    """While nothing is there yet that could be saved, SIGTERM is what Ctrl-C is: a KeyboardInterrupt (Terminated)."""
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
     with _handled(interrupt, signal.SIGTERM):
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -61,6 +62,7 @@ class Bars:
         self.task_id: Any = None
         self.began = time.monotonic()
         self.task = ""
+        atexit.register(self._close)  # a command that was stopped gives the terminal back as it was
 
     def start(self, task: str, total: float | None = None, unit: str = "") -> None:
         from rich import progress

@@ -14,8 +14,9 @@ from tunesmith.verbs.compare import print_comparison, run_comparison
 from tunesmith.verbs.console import duration
 from tunesmith.verbs.deploy import deploy
 from tunesmith.verbs.gguf import gguf
-from tunesmith.verbs.proof import Evidence, check_parity, in_words
+from tunesmith.verbs.reference import MergedReference
 from tunesmith.verbs.run_config import load_config
+from tunesmith.verbs.stopping import in_words
 from tunesmith.verbs.targets import target_of
 from tunesmith.verbs.train import create, execute
 
@@ -33,6 +34,7 @@ SETTINGS = (
 NAME = "lantern-bay"
 
 
+@in_words(lambda: "what was begun is kept with its run: tunesmith runs list")
 def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
     """Get a model, fine-tune it, compare, merge, convert, prove, deploy; every step says where its result lies."""
     began = time.monotonic()
@@ -66,18 +68,17 @@ def demo(progress: Progress, overrides: tuple[str, ...] = ()) -> RunFolder:
 
     _heading(5, "Merging, converting to GGUF, and proving that it is the same model")
     target = target_of(f"run:{run.id}", progress)
-    made = [gguf(target, progress, level=level) for level in ("f16", "q8_0")]
-    evidence = Evidence()
-    figures = check_parity(target, made, progress, evidence=evidence)
-    for one, found in zip(made, figures):
+    reference = MergedReference(target, progress)
+    made = [gguf(target, progress, level=level, reference=reference) for level in ("f16", "q8_0")]
+    for one in made:
         _say(
-            f"{one.level.upper()}: {one.file} ({one.report.bytes / 1e6:.0f} MB), against the merged model: {in_words(found)}"
+            f"{one.level.upper()}: {one.file} ({one.report.bytes / 1e6:.0f} MB), compared {one.report.checks['compared']}"
         )
     _say(f"Modelfile: {made[-1].modelfile} ({made[-1].template_reason})")
 
     _heading(6, "Ollama")
     # Served by force: one that was cut short with train.max_steps has not learned to end its answers, and the list says so.
-    deployment = deploy(f"run:{run.id}", NAME, progress, proved=(made[-1], evidence), force=True)
+    deployment = deploy(f"run:{run.id}", NAME, progress, proved=(made[-1], reference.evidence), force=True)
     if deployment.proof is not None:
         for line in deployment.proof.checklist():
             _say(line)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tunesmith.chat.ollama_api import address, check_name, is_loopback
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
+from tunesmith.export.base import NotProvedError, Report
 from tunesmith.export.deploy_report import ERRORS, Proof
 from tunesmith.export.ollama import OllamaServer, manual_command
 from tunesmith.export.ollama_deploy import DeployReport
 from tunesmith.export.ollama_deploy import deploy as put
 from tunesmith.export.ollama_quantize import check_quantize
-from tunesmith.verbs.gguf import GgufExport, gguf
+from tunesmith.verbs.gguf import GgufExport, gguf, modelfile_for, modelfile_of_file
+from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.proof import Evidence
 from tunesmith.verbs.prove import ProofFailed, Proving
-from tunesmith.verbs.targets import target_of
+from tunesmith.verbs.reference import MergedReference
+from tunesmith.verbs.stopping import in_words, kept_in
+from tunesmith.verbs.targets import Target, target_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,10 @@ def deploy(
         if url is not None:
             server.version()  # who names a server means it: said before the long work
         target = target_of(text, progress)
-        made, evidence = proved or (gguf(target, progress, level=level, reuse=True), None)
+        with in_words(lambda: kept_in(target.run.artifacts if target.run is not None else Path.cwd())):
+            made, evidence, failure = (*proved, None) if proved is not None else _export(target, level, progress)
+        if failure is not None and not verify:
+            raise failure
         command = manual_command(made.modelfile, name) + ("" if there is None else f" --quantize {there}")
         if not verify:
             alive = url is not None or server.alive()
@@ -66,7 +74,7 @@ def deploy(
             facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
             if made.left_out:
                 facts["not_in_the_Modelfile"] = "; ".join(made.left_out)
-            if not proving.local(evidence):
+            if not proving.local(evidence, failure):
                 outcome = "The proof failed before anything was sent to a server."
             elif url is not None or server.alive():
                 report, outcome, facts = _on_server(proving, server, name, facts, progress)
@@ -89,6 +97,23 @@ def deploy(
             else:
                 outcome = f"The proof failed in llama.cpp here; no Ollama server answers at {server.url}."
             raise ProofFailed(proving.record(name, outcome, facts, None), proving.page)
+
+
+def _export(
+    target: Target, level: str, progress: Progress
+) -> tuple[GgufExport, Evidence | None, NotProvedError | None]:
+    """The GGUF; the evidence of its numbers when it was made now, None when it was there; how its proof failed: it then lies aside."""
+    reference = MergedReference(target, progress)
+    try:
+        made = gguf(target, progress, level=level, reuse=True, reference=reference)
+    except NotProvedError as error:
+        merged, file = merged_folder(target, progress), error.place
+        content, reason = modelfile_for(target, merged, file)
+        made = GgufExport(
+            level, file, modelfile_of_file(file), merged, content, reason, Report(file, file.stat().st_size)
+        )
+        return made, reference.evidence, error
+    return made, reference.evidence if made.fresh else None, None
 
 
 def _on_server(

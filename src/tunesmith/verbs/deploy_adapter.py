@@ -15,6 +15,7 @@ from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_report import plain
 from tunesmith.evaluate.top_tokens import Asked, distances
+from tunesmith.export.base import Report
 from tunesmith.export.gguf_lora import MERGE
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer, manual_command
@@ -23,6 +24,8 @@ from tunesmith.verbs import quantized
 from tunesmith.verbs.deploy import check_address
 from tunesmith.verbs.gguf import modelfile_of, write_modelfile
 from tunesmith.verbs.merged import TARGETS, slug
+from tunesmith.verbs.stopping import in_words, kept_in
+from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of, target_of
 
 QUESTIONS = (
@@ -80,7 +83,8 @@ def deploy_adapter(
                 f"{server.url} has no model {on}",
                 hint=f"`ollama pull {on}` fetches it; it must be the model {target.name} was trained on",
             )
-        made = export_adapter(target, on, level, progress)
+        with in_words(lambda: kept_in(target.run.artifacts if target.run is not None else Path.cwd())):
+            made = export_adapter(target, on, level, progress)
         check_architecture(str(made.checks["architecture"]))
         report = None
         if there:
@@ -99,7 +103,8 @@ def deploy_adapter(
 
 
 def export_adapter(target: Target, on: str, level: str, progress: Progress) -> AdapterExport:
-    """The adapter of a target in its run's artifacts (else here), with a Modelfile FROM ``on``; one that lies there proved is taken."""
+    """The adapter of a target in its run's artifacts (else here), with a Modelfile FROM ``on``; one that lies there, made from
+    the same, is taken."""
     if target.learned is None:
         raise UserError(
             f"{target.name} has nothing learned to put on a base", hint="name a run, or base+adapter; a base is in Ollama as it is"
@@ -107,13 +112,14 @@ def export_adapter(target: Target, on: str, level: str, progress: Progress) -> A
     plugin = load_plugin(TARGETS, "gguf_adapter")
     parent = target.run.artifacts if target.run is not None else Path.cwd()
     file = parent / f"gguf-adapter-{level}-{target.learned.name}" / f"{slug(target)}-adapter.gguf"
-    figures = file.with_suffix(".json")
-    if not (file.is_file() and figures.is_file()):
-        file.unlink(missing_ok=True)
-        config = plugin.Config(level=level)
-        report = plugin.export(target.learned, file, config, progress, base=target.base.folder, probes=_rows_of(target))
-        write_json(figures, report.checks)
-    checks = json.loads(figures.read_text(encoding="utf-8"))
+    learned, rows, config = target.learned, _rows_of(target), plugin.Config(level=level)
+
+    def make(out: Path) -> Report:
+        report: Report = plugin.export(learned, out, config, progress, base=target.base.folder, probes=rows)
+        return report
+
+    taken = taken_or_made(file, made_from(target, plugin, config), make, progress)
+    checks = dict(taken.report.checks)
     base = checks.pop("base")
     renderer = renderer_of(target, progress=progress)
     adds_bos = bool(base.get("tokenizer.ggml.add_bos_token", False))

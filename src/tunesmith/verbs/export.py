@@ -11,16 +11,28 @@ from types import ModuleType
 from tunesmith.config.base import Config
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
+from tunesmith.export.record import changed
 from tunesmith.hub.push import destination
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, gguf
-from tunesmith.verbs.levels import FULL, Maker, base_speed, bytes_of, chosen_levels, for_kl, for_size, make_levels
+from tunesmith.verbs.levels import (
+    FULL,
+    Maker,
+    base_speed,
+    bytes_of,
+    check_size,
+    chosen_levels,
+    for_kl,
+    for_size,
+    key_of,
+    make_levels,
+)
 from tunesmith.verbs.making import config_of, label_of, levels_of, make, named, place_of, plugin_of
-from tunesmith.verbs.proof import check_merge, check_parity, in_words
 from tunesmith.verbs.push import check_push, push
 from tunesmith.verbs.quality import Quality, quality_folder
 from tunesmith.verbs.quality_shown import never_lost, print_quality
 from tunesmith.verbs.quality_texts import ROWS
+from tunesmith.verbs.stopping import in_words, kept_in
 from tunesmith.verbs.targets import Target, target_of
 
 NOT_MADE = "the quality report was not made"
@@ -77,9 +89,12 @@ def export(
     target = quantized.on_original(target_of(text, progress), base, progress)
     if onto is not None:
         check_push(onto.to, target)
-    place, lines = _made(target, plugin, config, progress, settings, out, data, several, limit, choice)
+    folders = [*([out.parent, out] if out is not None else []), target.run.artifacts if target.run else Path.cwd()]
+    with in_words(lambda: kept_in(*folders)):
+        place, lines = _made(target, plugin, config, progress, settings, out, data, several, limit, choice)
     if onto is not None:
-        lines.append(f"pushed: {push(place, onto.to, progress, public=onto.public)}")
+        with in_words(lambda: f"{place} is kept and was not pushed"):
+            lines.append(f"pushed: {push(place, onto.to, progress, public=onto.public)}")
     return place, lines
 
 
@@ -88,19 +103,18 @@ def _made(
     data: str | None, several: Sequence[str], limit: int | None, choice: Choice,
 ) -> tuple[Path, list[str]]:  # fmt: skip
     if several or limit is not None or choice.max_kl is not None:
-        maker = Maker(target, plugin, settings, progress, out, data)
+        trial = not several or choice.keep == "recommended"
+        maker = Maker(target, plugin, settings, progress, out, data, trial)
         if several:
             return _several(maker, several, choice)
         return _chosen(maker, limit, choice)
     if levels_of(plugin):
         one = gguf(target, progress, config=config, out=out, data=data)
-        return one.file, _proved(one, target, plugin, config, data, choice, progress)
+        return one.file, _told(one, target, plugin, config, data, choice, progress)
     made = make(target, plugin, config, progress, out=out, data=data)
     lines = [*(f"{k}: {v}" for k, v in made.report.checks.items()), *made.report.notes]
-    if target.learned is not None and made.merged is not None:
-        check_merge(target, made.merged, progress)
     if made.merged is not None and choice.report:
-        folder, key = quality_folder(target, made.place), {**config.model_dump(mode="json"), "data": data}
+        folder, key = quality_folder(target, made.place), key_of(config, data)
         with never_lost(NOT_MADE, progress):
             with Quality(target, made.merged, folder, progress, rows=choice.rows, data=data) as quality:
                 lines += _measured(quality, label_of(plugin, config), made.place, key)
@@ -123,38 +137,46 @@ def _check(plugin: ModuleType, settings: Sequence[str], level: str | None, choic
         raise UserError(f"{given[0]} belongs to --to gguf; the target {named(plugin)} has no levels")
     if choice.keep not in ("all", "recommended"):
         raise UserError(f"--keep {choice.keep}: expected all or recommended")
+    if choice.max_kl is not None and not choice.max_kl > 0:
+        raise UserError(
+            f"--max-kl {choice.max_kl:g}: no level loses nothing", hint="give a bound above 0, for example 0.05"
+        )
 
 
 def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path, list[str]]:
     """Every level made and measured in one table; the path is that of the recommended one, or of the finest."""
     if maker.out is not None and maker.out.suffix == ".gguf":
         raise UserError(f"--out {maker.out} is one file, but several levels are made", hint="name a folder")
-    check_merge(maker.target, maker.merged, maker.progress) if maker.target.learned is not None else None
     folder = quality_folder(maker.target, maker.place(levels[0]))
     with Quality(maker.target, maker.merged, folder, maker.progress, rows=choice.rows, data=maker.data) as quality:
         if "f16" not in levels:
             base_speed(maker, quality)
         make_levels(maker, levels, quality, keep=choice.keep)
-        report = quality.report()
-        use = report.recommendation.use
-        if (
-            choice.keep == "recommended" and use is not None and use in levels
-        ):  # an export of another call may be what is recommended
-            if not maker.place(use).exists():
-                maker.make(use)
-            for level in list(maker.fresh):
-                if level != use:
-                    maker.remove(level)
-    print_quality(report)
+        report = None
+        with never_lost(NOT_MADE, maker.progress):
+            report = quality.report()
+        use = report.recommendation.use if report is not None else None
+        if choice.keep == "recommended" and use is not None and use in levels:
+            maker.make(use)
+            maker.keep(use)
+            for level in levels:
+                maker.remove(level)
+        for level in levels:  # also where an export of another call is what is recommended
+            maker.keep(level)
     place = next(
         (p for p in map(maker.place, [one for one in (use, *levels) if one in levels and one]) if p.exists()), folder
     )
+    if report is None:
+        return place, ["the levels were not measured, so none is recommended and all stay"]
+    print_quality(report)
     return place, [report.recommendation.words, f"quality report: {folder / 'quality.md'}"]
 
 
 def _chosen(maker: Maker, limit: int | None, choice: Choice) -> tuple[Path, list[str]]:
     """The level chosen for a size or for a bound of damage, proved and measured."""
     target, data, progress = maker.target, maker.data, maker.progress
+    if limit is not None:
+        check_size(maker, limit)
     folder = quality_folder(target, maker.place("f16"))
     with Quality(target, maker.merged, folder, progress, rows=choice.rows, data=data) as quality:
         if limit is not None:
@@ -163,18 +185,18 @@ def _chosen(maker: Maker, limit: int | None, choice: Choice) -> tuple[Path, list
             assert choice.max_kl is not None
             one = for_kl(maker, quality, choice.max_kl)
         config = maker.config(one.level)
-        lines = _proved(one, target, maker.plugin, config, data, choice, progress, quality)
+        lines = _told(one, target, maker.plugin, config, data, choice, progress, quality)
     return one.file, [f"chosen: {one.level}", *lines]
 
 
-def _proved(
+def _told(
     one: GgufExport, target: Target, plugin: ModuleType, config: Config, data: str | None, choice: Choice,
     progress: Progress, quality: Quality | None = None,
 ) -> list[str]:  # fmt: skip
-    """One GGUF compared with the merged model, and measured when it is quantized (by ``quality``, if it is open already)."""
-    figures = check_parity(target, [one], progress)[0]
+    """What came out of one GGUF; it is measured when it is quantized (by ``quality``, if it is open already)."""
+    compared = str(one.report.checks.get("compared", "with the merged model when it was made"))
     lines = [
-        f"{one.report.bytes / 1e6:.0f} MB, {in_words(figures)}",
+        f"{one.report.bytes / 1e6:.0f} MB, {'compared ' if compared.startswith('with') else ''}{compared}",
         f"Modelfile: {one.modelfile} ({one.template_reason})",
     ]
     if choice.report and one.level not in FULL:
@@ -184,9 +206,9 @@ def _proved(
                 opened = Quality(target, one.merged, folder, progress, rows=choice.rows, data=data)
                 quality = stack.enter_context(opened)
             full = place_of(target, plugin, config_of(plugin, (), "f16"))
-            if full.is_file() and not quality.has_base_speed(".gguf"):
+            if full.is_file() and changed(full) is None and not quality.has_base_speed(".gguf"):
                 quality.base_speed(".gguf", full)
-            lines += _measured(quality, one.level, one.file, {**config.model_dump(mode="json"), "data": data})
+            lines += _measured(quality, one.level, one.file, key_of(config, data))
     return lines
 
 

@@ -16,6 +16,7 @@ from tunesmith.export.base import Report
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.verbs.calibration import context_limit
 from tunesmith.verbs.making import config_of, make, plugin_of
+from tunesmith.verbs.reference import MergedReference
 from tunesmith.verbs.rows import SYSTEM
 from tunesmith.verbs.targets import Target, renderer_of
 
@@ -24,7 +25,8 @@ from tunesmith.verbs.targets import Target, renderer_of
 class GgufExport:
     """A GGUF of numbers ``level`` with its Modelfile; ``merged`` is the folder it was made from.
 
-    ``content`` is what a server is told; ``left_out``: what of it the file ``modelfile`` cannot hold, in words.
+    ``content`` is what a server is told; ``left_out``: what of it the file ``modelfile`` cannot hold, in words. ``fresh``: it was made now,
+    and not taken as it was there.
     """
 
     level: str
@@ -35,6 +37,7 @@ class GgufExport:
     template_reason: str
     report: Report
     left_out: tuple[str, ...] = ()
+    fresh: bool = True
 
 
 def gguf(
@@ -46,25 +49,43 @@ def gguf(
     out: Path | None = None,
     data: str | None = None,
     reuse: bool = False,
+    trial: bool = False,
     given: Mapping[str, Any] | None = None,
+    reference: MergedReference | None = None,
 ) -> GgufExport:
     """The GGUF of a target with a Modelfile beside it, of ``level`` or by a whole ``config`` of the target gguf.
 
-    ``reuse``: take the run's own file when it is there already. ``data``, ``given``: see ``verbs.making.make``.
+    ``reuse``, ``data``, ``trial``, ``given``, ``reference``: see ``verbs.making.make``.
     """
     plugin = plugin_of("gguf")
     if config is None:
         config = config_of(plugin, level=level)
-    made = make(target, plugin, config, progress, out=out, data=data, reuse=reuse, given=given)
+    made = make(
+        target, plugin, config, progress, out=out, data=data, reuse=reuse, trial=trial, given=given, reference=reference
+    )
     assert made.merged is not None
     content, reason = modelfile_for(target, made.merged, made.place)
-    place = made.place.parent / "Modelfile"
-    if place.exists() and f"FROM ./{made.place.name}" not in place.read_text(encoding="utf-8"):
-        place = made.place.with_suffix(".Modelfile")
+    place = modelfile_of_file(made.place)
     left_out = write_modelfile(place, content, progress)
     return GgufExport(
-        str(getattr(config, "level", level)), made.place, place, made.merged, content, reason, made.report, left_out
+        str(getattr(config, "level", level)),
+        made.place,
+        place,
+        made.merged,
+        content,
+        reason,
+        made.report,
+        left_out,
+        made.fresh,
     )
+
+
+def modelfile_of_file(file: Path) -> Path:
+    """Where the Modelfile of a GGUF lies: beside it, under its own name where another one has a Modelfile there."""
+    place = file.parent / "Modelfile"
+    if place.exists() and f"FROM ./{file.name}" not in place.read_text(encoding="utf-8").splitlines():
+        return file.with_suffix(".Modelfile")
+    return place
 
 
 def write_modelfile(place: Path, content: Modelfile, progress: Progress) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +15,16 @@ from tunesmith.config.base import Config
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_rules import size
+from tunesmith.export.base import NotProvedError, remove
+from tunesmith.export.record import changed, on_trial, record_of, settle
 from tunesmith.verbs.calibration import calibration_rows
-from tunesmith.verbs.gguf import GgufExport, gguf
+from tunesmith.verbs.gguf import GgufExport, gguf, modelfile_of_file
 from tunesmith.verbs.making import check_level, config_of, levels_of, named, place_of, tokens_wanted
 from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.quality import Quality
+from tunesmith.verbs.quality_shown import never_lost
+from tunesmith.verbs.reference import MergedReference
+from tunesmith.verbs.taken import settings_of
 from tunesmith.verbs.targets import Target
 
 FULL = ("f32", "f16", "bf16")
@@ -27,6 +33,8 @@ SHORT = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
 """``--levels usual``."""
 PASSED_OVER = ("f32", "bf16", "q5_1", "q5_0", "q4_1", "q4_0")
 """Never chosen for a size or a bound: f16 stands for full numbers, and the older kinds lose more than newer ones of their size."""
+SURELY = 0.95
+"""Of an estimate, so much is needed in any case."""
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -62,7 +70,10 @@ def bytes_of(text: str) -> int:
 
 @dataclass
 class Maker:
-    """Makes levels of one model: merged once, calibrated once, the importance matrix of the first serves all."""
+    """Makes levels of one model: merged once, calibrated once, the importance matrix of the first serves all.
+
+    ``trial``: what is made may be taken away again; what is kept in the end is settled (``keep``). A call that was killed leaves files
+    on trial, which the next one knows by their records."""
 
     target: Target
     plugin: ModuleType
@@ -70,13 +81,18 @@ class Maker:
     progress: Progress
     out: Path | None = None
     data: str | None = None
+    trial: bool = False
     given: dict[str, Any] = field(default_factory=dict)
-    matrix: str | None = None
-    fresh: dict[str, GgufExport] = field(default_factory=dict)
-    """What was made here, and was not there before."""
 
-    def __post_init__(self) -> None:
-        self.merged = merged_folder(self.target, self.progress)
+    @cached_property
+    def reference(self) -> MergedReference:
+        """The merged model as every level is compared with it."""
+        return MergedReference(self.target, self.progress)
+
+    @cached_property
+    def merged(self) -> Path:
+        """The whole model, merged when it is first asked for."""
+        return merged_folder(self.target, self.progress)
 
     def config(self, level: str) -> Config:
         return config_of(self.plugin, self.settings, level)
@@ -86,56 +102,61 @@ class Maker:
 
     def key(self, level: str) -> dict[str, Any]:
         """The settings that decide a level's file."""
-        return {**self.config(level).model_dump(mode="json"), "data": self.data}
+        return key_of(self.config(level), self.data)
 
-    def estimate(self, level: str) -> int:
-        """Bytes of the file, before it is made. Raises ExportError."""
-        return int(self.plugin.estimate(self.merged, self.config(level)))
+    def estimate(self, level: str, source: Path | None = None) -> int:
+        """Bytes of the file, before it is made (of ``source``; default: the merged model). Raises ExportError."""
+        return int(self.plugin.estimate(source or self.merged, self.config(level)))
 
     def make(self, level: str) -> GgufExport:
-        """The level's file; one that lies at its place is taken. Raises UserError."""
-        config, place = self.config(level), self.place(level)
-        if self.matrix is not None and getattr(config, "imatrix", None) == "auto":
-            config = config.model_copy(update={"imatrix": self.matrix})
-        there = place.is_file()
-        tokens = 0 if there else tokens_wanted(self.plugin, config)
+        """The level's file; one that lies at its place is taken when it was made from the same. Raises UserError."""
+        config = self.config(level)
+        tokens = tokens_wanted(self.plugin, config)
         if tokens and "calibration" not in self.given:
             self.given["calibration"] = calibration_rows(
                 self.target, self.merged, tokens, 0, self.data, progress=self.progress
             )
         made = gguf(
-            self.target, self.progress, config=config, out=place, data=self.data, reuse=True, given=self.given
+            self.target, self.progress, config=config, out=self.out, data=self.data, reuse=True, trial=self.trial, given=self.given,
+            reference=self.reference,
         )  # fmt: skip
         matrix = made.report.checks.get("imatrix")
         if matrix and Path(str(matrix)).is_file():
-            self.matrix = str(matrix)
-        if there:
-            self.progress.say(f"{level}: {place} is there already")
-        else:
-            self.fresh[level] = made
+            self.given["matrix"] = Path(str(matrix))
         return made
 
     def remove(self, level: str) -> None:
-        """Take away a file that was made here."""
-        made = self.fresh.pop(level, None)
-        if made is None:
+        """Take away a level's file that was made on trial, also by an earlier call; any other stays."""
+        file = self.place(level)
+        if not on_trial(file):
             return
-        made.file.unlink(missing_ok=True)
-        made.modelfile.unlink(missing_ok=True)
-        if made.file.parent != self.out and not any(made.file.parent.iterdir()):
-            made.file.parent.rmdir()
+        modelfile = modelfile_of_file(file)
+        for path in (file, record_of(file), modelfile):
+            path.unlink(missing_ok=True)
+        if file.parent != self.out and not any(file.parent.iterdir()):
+            file.parent.rmdir()
 
-    def ladder(self) -> list[tuple[str, int]]:
+    def keep(self, level: str) -> None:
+        """A level's file stays."""
+        settle(self.place(level))
+
+    def ladder(self, source: Path | None = None) -> list[tuple[str, int]]:
         """Levels to choose from with their estimated bytes, smallest first; those that this model cannot have fall out."""
         found = []
         for level in levels_of(self.plugin):
             if level in PASSED_OVER:
                 continue
             try:
-                found.append((level, self.estimate(level)))
+                found.append((level, self.estimate(level, source)))
             except ExportError as error:
-                self.progress.say(f"{level} is passed over: {error.message}")
+                if source is None:
+                    self.progress.say(f"{level} is passed over: {error.message}")
         return sorted(found, key=lambda pair: pair[1])
+
+
+def key_of(config: Config, data: str | None) -> dict[str, Any]:
+    """What decides an export, for the report that its figures are kept in: its settings (files by their content) and its text."""
+    return {**settings_of(config), "data": data}
 
 
 def make_levels(maker: Maker, levels: Sequence[str], quality: Quality, *, keep: str) -> None:
@@ -143,40 +164,44 @@ def make_levels(maker: Maker, levels: Sequence[str], quality: Quality, *, keep: 
 
     Raises ExportError when the disk cannot hold the files, or when no level could be made.
     """
-    _check_disk(maker, [level for level in levels if not maker.place(level).exists()], quality.folder)
+    _check_disk(maker, [level for level in levels if not maker.place(level).exists()])
     for level in levels:
         known = quality.known(level, maker.key(level))
-        if known is not None and (keep == "recommended" or maker.place(level).exists()):
+        if known is not None and (keep == "recommended" or changed(maker.place(level)) is None):
             maker.progress.say(f"{level} was measured before")
             continue
         try:
             made = maker.make(level)
-            if level in ("f16", "bf16") and not quality.has_base_speed(".gguf"):
-                quality.base_speed(".gguf", made.file)
-            if known is None or known.bytes != made.report.bytes:
-                quality.measure(level, made.file, maker.key(level))
         except (UserError, OSError) as error:
             words = error.message if isinstance(error, UserError) else str(error)
             quality.failed[level] = words.splitlines()[0]
             maker.progress.say(f"warning: {level} could not be made: {words}")
+            continue
+        with never_lost(f"{level} was made and not measured", maker.progress):
+            if level in ("f16", "bf16") and not quality.has_base_speed(".gguf"):
+                quality.base_speed(".gguf", made.file)
+            if known is None or known.bytes != made.report.bytes:
+                quality.measure(level, made.file, maker.key(level))
     if len(quality.failed) == len(levels):
         raise ExportError(f"no level could be made; the first: {next(iter(quality.failed.values()))}")
 
 
-def _check_disk(maker: Maker, levels: Sequence[str], folder: Path) -> None:
-    needed = 0
+def _check_disk(maker: Maker, levels: Sequence[str]) -> None:
+    needed: dict[Path, int] = {}
     for level in levels:
+        folder = maker.place(level).parent
+        at = next(p for p in [folder, *folder.parents] if p.exists())
         try:
-            needed += maker.estimate(level)
+            needed[at] = needed.get(at, 0) + maker.estimate(level)
         except ExportError:  # told when it is made
             continue
-    at = next(p for p in [folder, *folder.parents] if p.exists())
-    free = shutil.disk_usage(at).free
-    if free < 1.02 * needed + 2**25:
-        raise ExportError(
-            f"{len(levels)} levels need about {size(needed)}, {at} has {size(free)} free",
-            hint="name fewer levels, free some space, or choose --out on another disk; nothing was written",
-        )
+    for at, total in needed.items():
+        free = shutil.disk_usage(at).free
+        if free < 1.02 * total + 2**25:
+            raise ExportError(
+                f"{len(levels)} levels need about {size(total)}, {at} has {size(free)} free",
+                hint="name fewer levels, free some space, or choose --out on another disk; nothing was written",
+            )
 
 
 def base_speed(maker: Maker, quality: Quality) -> None:
@@ -184,7 +209,7 @@ def base_speed(maker: Maker, quality: Quality) -> None:
     if quality.has_base_speed(".gguf"):
         return
     for level in ("f16", "bf16"):
-        if maker.place(level).is_file():
+        if maker.place(level).is_file() and changed(maker.place(level)) is None:
             quality.base_speed(".gguf", maker.place(level))
             return
     file = quality.folder / ".f16.gguf"
@@ -197,6 +222,20 @@ def base_speed(maker: Maker, quality: Quality) -> None:
         file.unlink(missing_ok=True)
 
 
+def check_size(maker: Maker, limit: int) -> None:
+    """Raises UserError when the smallest level of the base alone is larger than ``limit`` bytes: nothing needs to be merged to know."""
+    ladder = maker.ladder(maker.target.base.folder)
+    if ladder and SURELY * ladder[0][1] > limit:
+        raise _none_fits(limit, ladder)
+
+
+def _none_fits(limit: int, ladder: Sequence[tuple[str, int]]) -> UserError:
+    smallest = f"{ladder[0][0]} with about {size(ladder[0][1])}" if ladder else "none"
+    return UserError(
+        f"no level of this model fits into {size(limit)}", hint=f"the smallest is {smallest}; or take a smaller model"
+    )
+
+
 def for_size(maker: Maker, limit: int) -> GgufExport:
     """The finest level whose file has at most ``limit`` bytes. Raises UserError that names the smallest possible."""
     ladder = maker.ladder()
@@ -205,13 +244,11 @@ def for_size(maker: Maker, limit: int) -> GgufExport:
         maker.progress.say(f"{level}: about {size(dict(ladder)[level])}, within {size(limit)}")
         made = maker.make(level)
         if made.report.bytes <= limit:
+            maker.keep(level)
             return made
         maker.progress.say(f"{level} came out larger ({size(made.report.bytes)}); trying the next")
         maker.remove(level)
-    smallest = f"{ladder[0][0]} with about {size(ladder[0][1])}" if ladder else "none"
-    raise UserError(
-        f"no level of this model fits into {size(limit)}", hint=f"the smallest is {smallest}; or take a smaller model"
-    )
+    raise _none_fits(limit, ladder)
 
 
 def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
@@ -234,6 +271,8 @@ def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
             words = f"mean KL {tried[level]:.3g} on {text}"
         except UserError as error:
             tried[level], words = float("inf"), f"could not be made: {error.message}"
+            if isinstance(error, NotProvedError):
+                remove(error.place)
         within = tried[level] <= bound
         maker.progress.say(f"{level}: {words}, {'within' if within else 'not within'} {bound:g}")
         if within:
@@ -247,4 +286,5 @@ def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
         near = min(tried, key=lambda level: tried[level], default=None)
         reached = f"the best is {near} with {tried[near]:.3g}" if near else "there is no level"
         raise UserError(f"no level stays within a mean KL of {bound:g} on {text}", hint=f"{reached}; raise --max-kl")
+    maker.keep(best.level)
     return best

@@ -3,7 +3,9 @@
 A target (``export/targets/<name>.py``) says what it takes and writes: ``SOURCE`` ("merged", a whole 16/32-bit model folder, or "learned",
 what was learned on a base), ``OUT`` ("folder" or the suffix of one file), ``label(config)`` (what its result is called),
 ``calibration(config)`` (tokens of text it wants). Of ``base``, ``stop_token_ids``, ``calibration``, ``told`` (lines for the model
-card) and ``prove`` (asked about the finished folder before it gets its name) its ``export`` gets those that it has a parameter for.
+card) and ``prove`` (asked about the finished file or folder before it gets its name) its ``export`` gets those that it has a parameter
+for. ``usual_kl(config)``: mean KL (nats) to the merged model that its result usually stays below (none: not compared); ``PROGRAMS``:
+packages whose versions decide the result.
 """
 
 from __future__ import annotations
@@ -21,20 +23,25 @@ from tunesmith.config.load import Source, apply_overrides, validate
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.plugins import names, suggestion
 from tunesmith.config.progress import Progress
-from tunesmith.export.base import Report, size_of
+from tunesmith.export.base import Report, home_of
 from tunesmith.verbs.calibration import calibration_rows
 from tunesmith.verbs.merged import TARGETS, merged_folder, prove, slug
 from tunesmith.verbs.provenance import provenance
+from tunesmith.verbs.reference import MergedReference
+from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, renderer_of
 
 
 @dataclass(frozen=True)
 class Made:
-    """``place``: the file or folder. ``merged``: the whole model it was made from, None for what was learned alone."""
+    """``place``: the file or folder. ``merged``: the whole model it was made from, None for what was learned alone.
+
+    ``fresh``: it was made now, and not taken as it was there."""
 
     place: Path
     report: Report
     merged: Path | None
+    fresh: bool = True
 
 
 def plugin_of(to: str) -> ModuleType:
@@ -138,11 +145,15 @@ def make(
     out: Path | None = None,
     data: str | None = None,
     reuse: bool = False,
+    trial: bool = False,
     given: Mapping[str, Any] | None = None,
+    reference: MergedReference | None = None,
 ) -> Made:
-    """Export ``target``. ``data``: a set to calibrate with. ``reuse``: take what lies at the place already.
+    """Export ``target``. ``data``: a set to calibrate with. ``reuse``: take what lies at the place when it was made from the same;
+    else it is made again, or refused when ``out`` names the place (``verbs.taken``). ``trial``: it may yet be taken away again.
 
-    ``given``: arguments for the target's ``export`` that are known already (calibration rows). Raises UserError, ExportError.
+    ``given``: arguments for the target's ``export`` that are known already (calibration rows). ``reference``: the merged model, when
+    several exports are compared with it. Raises UserError, ExportError.
     """
     place = place_of(target, plugin, config, out)
     if place.exists() and not reuse:
@@ -151,27 +162,37 @@ def make(
         )
     learned = getattr(plugin, "SOURCE", "merged") == "learned"
     merged = None if learned else merged_folder(target, progress)
-    if place.exists():
-        progress.say(f"{place} is there already and is taken; remove it to have it made again")
-        return Made(place, Report(place, size_of(place)), merged)
     source = merged or target.learned or target.base.folder
     offers: dict[str, Any] = dict(given or {})
-    asked = inspect.signature(plugin.export).parameters
-    if learned:
-        offers["base"] = target.base.folder if target.learned is not None else None
-    if "stop_token_ids" in asked:
-        from tunesmith.render.stop import stop_token_ids
-
-        offers["stop_token_ids"] = stop_token_ids(renderer_of(target))
-    if "told" in asked:
-        offers["told"] = provenance(target)
-    if "prove" in asked:
-        offers["prove"] = lambda folder: prove(target, folder, progress)
     tokens = tokens_wanted(plugin, config)
     if tokens and "calibration" not in offers:
         offers["calibration"] = calibration_rows(target, source, tokens, 0, data, progress=progress)
-    report = plugin.export(source, place, config, progress, **{k: v for k, v in offers.items() if k in asked})
-    return Made(place, report, merged)
+    asked = inspect.signature(plugin.export).parameters
+
+    def export(place: Path) -> Report:
+        if learned:
+            offers["base"] = target.base.folder if target.learned is not None else None
+        if "stop_token_ids" in asked:
+            from tunesmith.render.stop import stop_token_ids
+
+            offers["stop_token_ids"] = stop_token_ids(renderer_of(target))
+        if "told" in asked:
+            offers["told"] = provenance(target)
+        if "prove" in asked and merged is None:
+            offers["prove"] = lambda folder: prove(target, folder, progress)
+        elif "prove" in asked and merged is not None:
+            of = reference or MergedReference(target, progress)
+            offers["prove"] = of.proof_of(plugin, config, merged, home_of(place).name)
+        report: Report = plugin.export(
+            source, place, config, progress, **{k: v for k, v in offers.items() if k in asked}
+        )
+        return report
+
+    parts = made_from(target, plugin, config, offers.get("calibration") if tokens else None)
+    taken = taken_or_made(place, parts, export, progress, named=out is not None, trial=trial)
+    if not taken.fresh:
+        progress.say(f"{place} is there already, made from the same, and is taken")
+    return Made(place, taken.report, merged, taken.fresh)
 
 
 def tokens_wanted(plugin: ModuleType, config: Config) -> int:

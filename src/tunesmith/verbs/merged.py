@@ -11,7 +11,9 @@ from typing import Any
 from tunesmith.config.errors import ExportError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
+from tunesmith.export.base import Report
 from tunesmith.verbs.provenance import provenance
+from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of
 
 TARGETS = "tunesmith.export.targets"
@@ -26,20 +28,28 @@ def slug(target: Target) -> str:
 
 
 def merged_folder(target: Target, progress: Progress) -> Path:
-    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once)."""
+    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once).
+
+    One that lies there is taken when it was made from this base and this adapter (``verbs.taken``).
+    """
     if target.learned is None:
         return target.base.folder
+    learned = target.learned
     parent = target.run.artifacts if target.run is not None else Path.cwd()
-    out = parent / f"merged-{target.learned.name}"
-    if out.is_dir():
-        return out
-    from tunesmith.render.stop import stop_token_ids
-
+    out = parent / f"merged-{learned.name}"
     hf = load_plugin(TARGETS, "hf")
-    stops = stop_token_ids(renderer_of(target))
-    told = provenance(target)
-    hf.export(target.learned, out, hf.Config(), progress, base=target.base.folder, stop_token_ids=stops, told=told)
-    return out
+    config = hf.Config()
+
+    def make(place: Path) -> Report:
+        from tunesmith.render.stop import stop_token_ids
+
+        stops = stop_token_ids(renderer_of(target))
+        made: Report = hf.export(
+            learned, place, config, progress, base=target.base.folder, stop_token_ids=stops, told=provenance(target)
+        )
+        return made
+
+    return taken_or_made(out, made_from(target, hf, config), make, progress).report.out
 
 
 def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:

@@ -121,14 +121,15 @@ def opened(
     )
 
 
-def room_to_ask(target: Target) -> None:
-    """Raises NoRoomError when the model does not fit in the numbers it answers in here (``precision: auto``)."""
+def room_to_ask(target: Target, precision: str | None = None) -> None:
+    """Raises NoRoomError when the model does not fit in ``precision`` (default: what it answers in here)."""
     from tunesmith.models.devices import best_device
     from tunesmith.models.precision import resolve_precision
 
     folder = target.learned if _complete(target) else target.base.folder
     assert folder is not None
-    precision, _ = resolve_precision(target.config.precision if target.config else "auto", best_device())
+    if precision is None:
+        precision, _ = resolve_precision(target.config.precision if target.config else "auto", best_device())
     way = Way(precision, best_device(), _weight(_tensors(folder), 4 if precision == "fp32" else 2))
     if (free := _free(way)) < way.needs:
         raise NoRoomError(f"in {precision}{_on(way)} it needs {in_gib(way.needs)}, {in_gib(free)} are free", hint=MORE)

@@ -14,7 +14,7 @@ from tunesmith.config.progress import Progress
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
-from tunesmith.verbs.opening import NoRoomError, Way, opened
+from tunesmith.verbs.opening import MORE, NoRoomError, Way, opened, ran_out_of_memory
 from tunesmith.verbs.positions import Keeping, Position, kept_positions
 from tunesmith.verbs.targets import Target
 
@@ -149,12 +149,19 @@ def check_engine(
         progress.say(f"warning: {evidence.missing[-1]}")
         return None
     progress.start(f"comparing {name}{where} with the merged model in transformers")
-    other = Keeping(open_())
     try:
-        figures = _parity(name, reference, other, sequences)
-        evidence.positions = kept_positions(reference, other, sequences)
-    finally:
-        other.close()
+        other = Keeping(open_())
+        try:
+            figures = _parity(name, reference, other, sequences)
+            evidence.positions = kept_positions(reference, other, sequences)
+        finally:
+            other.close()
+    except Exception as error:
+        if not isinstance(error, NoRoomError) and not ran_out_of_memory(error):
+            raise
+        gone = error if isinstance(error, NoRoomError) else NoRoomError("it ran out of memory", hint=MORE)
+        evidence.leave_out(f"merged → {name}{where}", gone, progress)
+        return None
     slack, how = _slack(reference), getattr(reference, "how", "")
     evidence.hops.append(Hop(f"merged → {name}{where}", figures, usual + slack, how))
     if not figures.mean_kl <= BROKEN * usual + slack:

@@ -62,12 +62,11 @@ class Proving(AbstractContextManager["Proving"]):
         """Failed checks that forbid to serve the model."""
         return [check for check in self.checks.values() if check.broken]
 
-    def local(self, evidence: Evidence | None = None) -> bool:
-        """Numbers up to the GGUF, and its tokens. ``evidence``: of numbers compared before. Whether to go on.
+    def local(self, evidence: Evidence | None = None, failure: UserError | None = None) -> bool:
+        """Numbers up to the GGUF, and its tokens. ``evidence``: of numbers compared before, ``failure``: how that ended. Whether to go on.
 
         Numbers beyond the bound rename the file: nothing can be served then, not even by force.
         """
-        failure: UserError | None = None
         if evidence is None:
             try:
                 check_parity(self.target, [self.made], self.progress, evidence=self.evidence)

@@ -111,8 +111,9 @@ def _execute(run: RunFolder, progress: Progress) -> RunFolder:
     except UserError as error:
         _end(run, f"error: {error}", state="failed", error=str(error))
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _end(run, "stopped before the end of a step; resuming goes on from the last checkpoint", state="stopped")
+        stop.args = stop.args or (f"the run and its checkpoints are kept; go on with: tunesmith runs resume {run.id}",)
         raise
     except BaseException as error:
         _end(run, traceback.format_exc(), state="failed", error=f"{type(error).__name__}: {error}")

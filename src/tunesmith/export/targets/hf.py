@@ -14,11 +14,11 @@ from typing import Any
 
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
-from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export import companions, trained
 from tunesmith.export.adapters import CONFIG, WEIGHTS, Adapter, combined, read_adapters
-from tunesmith.export.base import Report, check_target, partial_of, resumable, set_aside, size_of
+from tunesmith.export.base import Report, check_target, partial_of, proved, resumable, size_of
 from tunesmith.export.changes import FLOATS, converted, merged, same_values
 from tunesmith.export.facts import facts, hub_name
 from tunesmith.export.fingerprint import fingerprint
@@ -132,7 +132,7 @@ def export(
         card = companions.model_card(folder, hub_name(named, raw, folder), done)
         (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_loads(work, read, words, template)
-        checks |= _proved(prove, work, out) if prove is not None else {}
+        checks |= proved(prove, work, out) if prove is not None else {}
         (work / JOURNAL).unlink()
         companions.write_checksums(work, shards.sums)
     return Report(
@@ -157,17 +157,6 @@ def _learned_files(adapters: Sequence[Adapter], learned: trained.Trained | None)
     names = (CONFIG, WEIGHTS, FILE, trained.DESCRIPTION)
     found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
     return found + sorted({tensor.file for tensor in learned.tensors.values()} if learned else ())
-
-
-def _proved(prove: Callable[[Path], dict[str, Any]], work: Path, out: Path) -> dict[str, Any]:
-    try:
-        return prove(work)
-    except UserError as error:
-        place = set_aside(work, out)
-        raise ExportError(
-            f"{out} was not made: {error.message.replace(str(work), str(place))}",
-            hint=f"the folder that failed its proof is kept as {place}; do not use it, and remove it",
-        ) from error
 
 
 def plan(
