@@ -67,7 +67,8 @@ def test_every_family_answers_as_its_source(smol: Path, tmp_path: Path, family: 
     report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f16"))
     found = distance(base, report.out)
     assert found.mean_kl < 1e-4 and found.top1_agreement > 0.97, found
-    assert report.checks["unmapped"] == 0
+    assert report.checks["unmapped"] == 0 and report.checks["numbers"]["not_compared"] == []
+    assert report.checks["tokens_equal"] and report.checks["tokens_differ_in"] == []
     assert field(report.out, "general.name").lower().startswith("random")
 
 

@@ -44,6 +44,7 @@ def test_four_bits(wide: Path, tmp_path: Path) -> None:
     report = gguf.export(wide, tmp_path / "out.gguf", config, calibration=ROWS)
     assert abs(gguf.estimate(wide, config) / report.bytes - 1) < 0.01
     assert report.checks["types"] == {"F32": 5, "Q4_K": 13, "Q6_K": 3} and report.checks["unmapped"] == 0
+    assert report.checks["numbers"] == {"compared": 21, "not_compared": []}
     header = read_gguf(report.out)
     assert header.tensors["output.weight"].type == header.tensors["blk.1.ffn_down.weight"].type == "Q6_K"
     told = {

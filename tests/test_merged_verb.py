@@ -89,4 +89,4 @@ def test_larger_than_memory(run: RunFolder, tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(devices, "memory", lambda _: devices.Memory(0, 1000, 0, 1000))
     _, said = export(str(run.path), "hf", SILENT, out=tmp_path / "out")
-    assert any(line.startswith("answer: not asked: it needs") for line in said)
+    assert any(line.startswith("answer: not asked: in fp32 it needs") for line in said)

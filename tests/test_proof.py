@@ -322,6 +322,34 @@ def test_rows_that_the_template_refuses_are_not_asked(ready: Ready, monkeypatch:
         assert found.asked.chats == rows.chats
 
 
+def test_before_and_after_end_no_deployment(ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, or whatever else: check 6 proves nothing, so it is not measured and says why."""
+    import torch
+
+    from tunesmith.verbs import opening
+    from tunesmith.verbs.checks import answers
+    from tunesmith.verbs.checks.asked import asked
+    from tunesmith.verbs.checks.subject import opened
+    from tunesmith.verbs.gguf import replace_folder
+
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
+    rows = asked(ready.target, replace_folder(ready.target, ready.made.merged), SILENT)
+    with opened(ready.target, ready.made, rows) as subject:
+        for error, said in (
+            (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out"),
+            (KeyError("nobody foresaw"), "the details are in"),
+        ):
+
+            def fail(*_: Any, error: Exception = error) -> None:
+                raise error
+
+            monkeypatch.setattr(answers, "compare", fail)
+            check, comparison = answers.check(subject, None, SILENT)
+            assert (check.state, comparison) == ("not measured", None) and said in check.figures[0]
+        monkeypatch.setattr(opening, "free_memory", lambda _: 1000)
+        assert "it needs" in answers.check(subject, None, SILENT)[0].figures[0]
+
+
 def test_a_server_that_was_named_must_answer(ready: Ready) -> None:
     with pytest.raises(ServerError, match="no Ollama server answers"):
         ready.deploy("127.0.0.1:9")

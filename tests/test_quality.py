@@ -17,12 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith.chat.transformers_engine import TransformersEngine
-from tunesmith.config.progress import SILENT
+from tunesmith.config.progress import SILENT, Silent
 from tunesmith.evaluate import quality_rules as rules
 from tunesmith.evaluate.quality_plot import picture
 from tunesmith.evaluate.quality_report import QualityReport
 from tunesmith.evaluate.tasks.quality import Asked, Figures, Measured, Passage, Speed, Text, measure, remember
+from tunesmith.verbs import opening
 from tunesmith.verbs import quality as verb
+from tunesmith.verbs.making import Made
+from tunesmith.verbs.opening import NoRoomError
 from tunesmith.verbs.quality import Quality
 from tunesmith.verbs.quality_texts import prompt_of
 from tunesmith.verbs.targets import open_weights, renderer_of, target_of
@@ -151,6 +154,34 @@ def test_verdicts() -> None:
     assert rules.warnings(given, REFERENCE) == []
 
 
+def beyond(value: float, way: float = math.inf) -> float:
+    return math.nextafter(value, way)
+
+
+@pytest.mark.parametrize(
+    ("one", "word"),
+    [
+        (made("a", 1, 0.01), "fine"),
+        (made("a", 1, beyond(0.01)), "good"),
+        (made("a", 1, 0.05), "good"),
+        (made("a", 1, beyond(0.05)), "coarse"),
+        (made("a", 1, 0.5), "coarse"),
+        (made("a", 1, beyond(0.5)), "broken"),
+        (made("a", 1, 0.2, 1.5), "coarse"),
+        (made("a", 1, 0.2, beyond(1.5)), "broken"),
+        (made("a", 1, 0.2, top1=0.75), "coarse"),
+        (made("a", 1, 0.2, top1=beyond(0.75, 0)), "broken"),
+    ],
+)
+def test_a_bound_itself_is_within(one: Measured, word: str) -> None:
+    assert rules.verdict(one, REFERENCE) == word
+    use = rules.recommend([one], REFERENCE)
+    assert use.words.startswith(
+        {"fine": "use a", "good": "use a", "coarse": "no export stays"}.get(word, "none of these")
+    )
+    assert len(rules.warnings([one], REFERENCE)) == (word == "broken")
+
+
 def test_a_picture_of_many_and_of_none() -> None:
     many = (*(made(f"q{i}", 50 + i, 0.9 / (i + 1)) for i in range(28)), made("inf", 40, math.inf, 1e9))
     for exports in (many, ()):
@@ -159,9 +190,12 @@ def test_a_picture_of_many_and_of_none() -> None:
         json.dumps(report.as_dict(), allow_nan=False)
 
 
-@pytest.fixture
-def measured(tiny: Path, worse: dict[str, Path], tmp_path: Path) -> Iterator[tuple[Quality, QualityReport]]:
-    with Quality(target_of(str(tiny), SILENT), tiny, tmp_path / "quality", SILENT, rows=1) as quality:
+@pytest.fixture(scope="module")
+def measured(
+    tiny: Path, worse: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Quality, QualityReport]]:
+    folder = tmp_path_factory.mktemp("measured") / "quality"
+    with Quality(target_of(str(tiny), SILENT), tiny, folder, SILENT, rows=1) as quality:
         for name, place in worse.items():
             quality.measure(name, place, {"noise": name})
         yield quality, quality.report()
@@ -221,6 +255,88 @@ def test_a_full_disk_is_said_before(tiny: Path, tmp_path: Path, monkeypatch: pyt
     with Quality(target_of(str(tiny), SILENT), tiny, tmp_path / "quality", SILENT, rows=1) as quality:
         with pytest.raises(ExportError, match="quality report needs"):
             quality.measure("x", tiny, {})
+
+
+class Said(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_without_memory_for_the_whole_model(
+    measured: tuple[Quality, QualityReport],
+    worse: dict[str, Path],
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One block at a time the figures are the same; there are no answers, which the report says. Without memory for that: an error in words."""
+    found = list(opening.ways(target_of(str(tiny), SILENT), [[1] * 512], as_trained=False, answers=True))
+    (blocks,) = [way for way in found if isinstance(way, opening.Way) and way.blocks]
+    monkeypatch.setattr(opening, "ways", lambda *_, **__: [replace(blocks, needs=0)])
+    with Quality(target_of(str(tiny), SILENT), tiny, tmp_path / "blocks", SILENT, rows=1) as quality:
+        one = quality.measure("near", worse["near"], {})
+        report = quality.report()
+    whole = next(other for other in measured[1].exports if other.name == "near")
+    for name, figures in whole.figures.items():
+        assert one.figures[name].mean_kl == pytest.approx(figures.mean_kl, rel=1e-3)
+        assert one.figures[name].perplexity == pytest.approx(figures.perplexity, rel=1e-5)
+    assert (one.answers, one.changed) == ((), None) and one.speed is not None and report.reference.speed is None
+    page = (tmp_path / "blocks" / "quality.md").read_text(encoding="utf-8")
+    assert (
+        "Against the 16-bit model in fp32, one block at a time." in page
+        and "changed answers and its speed were not" in page
+    )
+    kept = json.loads((tmp_path / "blocks" / "quality.json").read_text(encoding="utf-8"))
+    assert kept["reference"]["numbers"] == "in fp32, one block at a time" and kept["exports"][0]["changed"] is None
+    assert report.short(wide=True)[1][1][-3] == "–" and picture(report).startswith(b"\x89PNG")
+    with Quality(quality.target, tiny, tmp_path / "blocks", SILENT, rows=1) as again:
+        assert again.known("near", {}) == one and again.report().as_dict() == report.as_dict()
+    assert measured[1].as_dict()["reference"]["numbers"] == "in fp32" and measured[1].notes == measured[1].all_notes
+    monkeypatch.setattr(opening, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(opening, "ways", lambda *_, **__: [blocks])
+    with Quality(target_of(str(tiny), SILENT), tiny, tmp_path / "none", SILENT, rows=1) as quality:
+        for _ in range(2):
+            with pytest.raises(
+                NoRoomError, match="cannot be opened to compare with: in fp32, one block at a time it needs"
+            ):
+                quality.measure("near", worse["near"], {})
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NoRoomError("it needs 2 GiB", hint="more"), "it needs 2 GiB\nhint: more"),
+        (MemoryError(), "memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out"),
+        (OSError(28, "No space left on device"), "No space left"),
+        (ZeroDivisionError("x"), "ZeroDivisionError: x\nhint: this is a fault of Tunesmith's; the details are in "),
+    ],
+)
+def test_an_export_is_not_lost_because_it_cannot_be_measured(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    """Whatever happens after it was made: a warning that says why, with a file for what nobody foresaw, and the export's own lines."""
+    from tunesmith.export.base import Report
+    from tunesmith.verbs import export as verb
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    made_ = Made(tmp_path / "out", Report(tmp_path / "out", 1, {"size": 1}), tiny)
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(verb, "make", lambda *_, **__: made_)
+    monkeypatch.setattr(verb, "Quality", fail)
+    said = Said()
+    assert verb.export(str(tiny), "fp8", said, choice=verb.Choice()) == (tmp_path / "out", ["size: 1"])
+    (line,) = said.lines
+    assert line.startswith("warning: the quality report was not made: ") and words in line
+    logs = list((tmp_path / "home" / "logs").glob("*.txt")) if (tmp_path / "home").exists() else []
+    assert len(logs) == ("details are in" in words)
+    if logs:
+        assert str(logs[0]) in line and "ZeroDivisionError" in logs[0].read_text(encoding="utf-8")
 
 
 def test_prompts_end_before_the_last_answer() -> None:

@@ -22,7 +22,7 @@ from tunesmith.cli.export import export
 from tunesmith.cli.runs import app as runs_app
 from tunesmith.cli.said import MaxTokens, progress, report_run
 from tunesmith.config.errors import Terminated, UserError
-from tunesmith.config.home import home
+from tunesmith.config.faults import keep_traceback
 
 TWICE = 5.0
 """Seconds after a SIGTERM in which another one is taken for the same: what is cleaned up meanwhile is not disturbed."""
@@ -247,11 +247,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except Exception as error:
-        log = home() / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-        except OSError:  # the folder cannot be written to: say it all here
+        log = keep_traceback()
+        if log is None:  # the folder cannot be written to: say it all here
             traceback.print_exc()
         print(
             f"unexpected error: {type(error).__name__}: {error}\nhint: this is a fault of Tunesmith's; the details are in {log}",

@@ -5,8 +5,10 @@ Knows neither files nor libraries: it is given engines (or their distributions) 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.config.errors import UserError
@@ -71,10 +73,15 @@ def parity(reference: Engine, other: Engine, token_sequences: Iterable[Sequence[
 
 
 class Remembered:
-    """An engine that runs each sequence once and remembers what it told: for several comparisons with one reference."""
+    """An engine that runs each sequence once and remembers what it told: for several comparisons with one reference.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.name = engine, engine.name
+    ``folder``: where that lies in files without a name, which are gone with this object; without it, or without room, in memory.
+    ``slack``: mean KL (nats) that the numbers it was computed in may add; ``how`` it was computed, in words.
+    """
+
+    def __init__(self, engine: Engine, folder: Path | None = None, *, slack: float = 0.0, how: str = "") -> None:
+        self.engine, self.name, self._folder = engine, engine.name, folder
+        self.slack, self.how = slack, how
         self._known: dict[tuple[int, ...], np.ndarray] = {}
 
     def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str]:
@@ -85,13 +92,27 @@ class Remembered:
         """The engine's distributions: float32, [len(tokens), vocabulary]."""
         key = tuple(tokens)
         if key not in self._known:
-            self._known[key] = self.engine.logprobs(key)
+            found = self.engine.logprobs(key)
+            self._known[key] = found if self._folder is None else _on_disk(found, self._folder)
         return self._known[key]
 
     def close(self) -> None:
         """Close the engine and forget."""
         self._known.clear()
         self.engine.close()
+
+
+def _on_disk(found: np.ndarray, folder: Path) -> np.ndarray:
+    """The same array, read from a file in ``folder`` when it is asked for; as it is when nothing can be written there."""
+    import numpy as np
+
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(np.ascontiguousarray(found).data.cast("B"))
+            file.flush()
+            return np.memmap(file, found.dtype, "r", shape=found.shape)
+    except OSError:
+        return found
 
 
 def per_position(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

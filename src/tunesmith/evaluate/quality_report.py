@@ -11,6 +11,7 @@ from tunesmith.evaluate import quality_rules as rules
 from tunesmith.evaluate.quality_rules import number, percent, rise, size
 from tunesmith.evaluate.tasks.quality import Figures, Measured, Speed
 
+FP32 = "in fp32"
 EXAMPLES = 3
 """So many changed answers of each export are shown."""
 VERDICTS = {"fine": "fine", "good": "good", "coarse": "coarse", "broken": "BROKEN"}
@@ -29,6 +30,8 @@ class QualityReport:
     base_speed: Mapping[str, Speed]
     failed: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    numbers: str = FP32
+    """In which the 16-bit model was computed, in words."""
 
     @property
     def recommendation(self) -> rules.Recommendation:
@@ -37,6 +40,22 @@ class QualityReport:
     @property
     def warnings(self) -> list[str]:
         return rules.warnings(self.exports, self.reference)
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and what the numbers of the reference mean for the figures."""
+        told = []
+        if self.numbers != FP32:
+            told.append(
+                f"this machine's memory does not hold the 16-bit model in fp32 as a whole: it was computed {self.numbers}"
+            )
+        if self.numbers != FP32 and "fp32" not in self.numbers:
+            told.append(
+                "that rounding is in every KL here; compare exports with each other, and small figures with care"
+            )
+        if not self.reference.answers and self.prompts:
+            told.append("so it could not answer: changed answers and its speed were not measured")
+        return (*told, *self.notes)
 
     def verdict(self, one: Measured) -> str:
         return rules.verdict(one, self.reference)
@@ -47,7 +66,7 @@ class QualityReport:
         return plain({
             "model": self.model,
             "texts": dict(self.texts),
-            "reference": asdict(self.reference),
+            "reference": {**asdict(self.reference), "numbers": self.numbers},
             "exports": [asdict(one) | {"verdict": self.verdict(one)} for one in self.exports],
             "base_speed": {name: asdict(speed) for name, speed in self.base_speed.items()},
             "failed": dict(self.failed),
@@ -55,7 +74,7 @@ class QualityReport:
             "recommended": found.use,
             "recommendation": found.words,
             "warnings": self.warnings,
-            "notes": list(self.notes),
+            "notes": list(self.all_notes),
             "rules": {
                 "good": {"mean_kl": rules.GOOD_KL, "perplexity_rise": rules.GOOD_RISE},
                 "fine": {"mean_kl": rules.FINE_KL, "perplexity_rise": rules.FINE_RISE},
@@ -84,12 +103,12 @@ class QualityReport:
         else:
             cells += [f"{number(own.perplexity)} ({percent(rise(own, theirs))})", _kl(own.mean_kl), _kl(own.p95_kl)]
             cells += [f"{own.top1:.1%}", *(self._other(one.figures[name], name) for name in others)]
-        changed = "–" if is_reference or not one.answers else f"{one.changed:.0%}"
+        changed = "–" if is_reference else _share(one.changed)
         base = self.base_speed.get(one.name)
         cells += [
             changed,
-            _speed(one.speed.prompt, base.prompt if base else None),
-            _speed(one.speed.answer, base.answer if base else None),
+            _speed(one.speed.prompt if one.speed else None, base.prompt if base else None),
+            _speed(one.speed.answer if one.speed else None, base.answer if base else None),
         ]
         return [*cells, "–" if is_reference else VERDICTS[self.verdict(one)]]
 
@@ -113,9 +132,11 @@ class QualityReport:
                 cells = [number(found.perplexity), *["–"] * (2 + wide + len(others)), "–"]
             else:
                 cells = [percent(rise(found, theirs)), _kl(found.mean_kl), *([_kl(found.p95_kl)] if wide else [])]
-                cells += [f"{found.top1:.1%}", *(_kl(one.figures[n].mean_kl) for n in others), f"{one.changed:.0%}"]
+                cells += [f"{found.top1:.1%}", *(_kl(one.figures[n].mean_kl) for n in others), _share(one.changed)]
             word = "–" if one is self.reference else VERDICTS[self.verdict(one)]
-            table.append([one.name, size(one.bytes), *cells, f"{one.speed.answer:.0f}", word])
+            table.append(
+                [one.name, size(one.bytes), *cells, _speed(one.speed.answer if one.speed else None, None), word]
+            )
         return [*header, "changed", "tok/s", "verdict"], table
 
     def _other(self, found: Figures, name: str) -> str:
@@ -130,12 +151,12 @@ class QualityReport:
         lines += [_line(self.header()), _line(["---"] * len(self.header())), *map(_line, self.rows()), ""]
         lines += [f"- {name}: could not be made: {why}" for name, why in self.failed.items()]
         lines += [
-            "Against the 16-bit model in fp32. KL in nats, the mean and the 95th percentile over all positions; top-1: how often "
+            f"Against the 16-bit model {self.numbers}. KL in nats, the mean and the 95th percentile over all positions; top-1: how often "
             "both find the same token most likely; changed answers: greedy answers that differ in any word. "
             "Speed: on this machine, in brackets against 16 bit in the same engine where that was measured.",
             "",
             *(f"- {name}: {words}" for name, words in self.texts.items()),
-            *(f"- {note}" for note in self.notes),
+            *(f"- {note}" for note in self.all_notes),
             f"- good: at most {rules.GOOD_KL:g} mean KL and {rules.GOOD_RISE:.0%} more perplexity on the first text; fine: at "
             f"most {rules.FINE_KL:g} and {rules.FINE_RISE:.0%}; coarse: more than good; broken: mean KL above {rules.BROKEN_KL:g} or perplexity above "
             f"{rules.BROKEN_RATIO:g} times on any text, or a top-1 agreement below {rules.BROKEN_TOP1:.0%} on the first",
@@ -174,7 +195,13 @@ def _kl(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
-def _speed(value: float, base: float | None) -> str:
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _speed(value: float | None, base: float | None) -> str:
+    if value is None:
+        return "–"
     return f"{value:.0f}" + (f" (× {value / base:.2f})" if base else "")
 
 

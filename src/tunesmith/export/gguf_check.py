@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ExportError
+from tunesmith.export.changes import same_values
 from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.tensor_files import StoredTensor
 
@@ -21,8 +22,13 @@ TURNED = re.compile(r"\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj
 ROPE = re.compile(r"^rope_(freqs|factors_(long|short))\.weight$")
 
 
-def check_file(path: Path, stored: dict[str, StoredTensor], expected: dict[str, Any]) -> dict[str, Any]:
-    """Check ``path`` against the source's tensors and ``expected`` metadata; returns figures for the report. Raises ExportError."""
+def check_file(
+    path: Path, stored: dict[str, StoredTensor], expected: dict[str, Any], *, tied: bool = False
+) -> dict[str, Any]:
+    """Check ``path`` against the source's tensors and ``expected`` metadata; returns figures for the report. Raises ExportError.
+
+    ``tied``: whether the model's output layer is its embedding, by its config.
+    """
     header = read_gguf(path)
     for pattern, value in expected.items():
         key = pattern.format(arch=header.metadata.get("general.architecture"))
@@ -32,18 +38,20 @@ def check_file(path: Path, stored: dict[str, StoredTensor], expected: dict[str, 
         ):
             raise ExportError(f"the GGUF says {key} = {_short(found)}, it must be {_short(value)}")
     tensors = {name: t.shape for name, t in header.tensors.items() if not ROPE.match(name)}
-    unknown = _check_shapes(_name_map(header.metadata), tensors, stored)
+    unknown = _check_shapes(name_map(header.metadata), tensors, stored, tied)
     types = dict(Counter(t.type for t in header.tensors.values()))
     return {"tensors": len(header.tensors), "types": types, "unmapped": unknown}
 
 
-def _check_shapes(names: Any, tensors: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor]) -> int:
+def _check_shapes(
+    names: Any, tensors: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor], is_tied: bool
+) -> int:
     """Every source tensor that has a place in this architecture is there in its shape, and no number is lost or added in all.
 
     Returns how many source tensors have no one-to-one place (fused or stacked ones); these are checked by the total only.
     """
     wanted = {name: t for name, t in stored.items() if not COMPUTED.search(name)}
-    tied = {name for name in wanted if name.endswith("lm_head.weight")} if "output.weight" not in tensors else set()
+    tied = _left_out(wanted, is_tied) if "output.weight" not in tensors else set()
     lost, unknown = [], 0
     for name, tensor in wanted.items():
         place = names.get_name(name, try_suffixes=(".weight", ".bias")) if names else None
@@ -66,11 +74,21 @@ def _check_shapes(names: Any, tensors: dict[str, tuple[int, ...]], stored: dict[
     return unknown + len(lost)
 
 
+def _left_out(wanted: dict[str, StoredTensor], is_tied: bool) -> set[str]:
+    """Output layers that need no tensor of their own: llama.cpp takes the embedding, and so does the model, or they are equal."""
+    heads = {name for name in wanted if name.endswith("lm_head.weight")}
+    embeddings = [
+        t for name, t in wanted.items() if name.endswith(("embed_tokens.weight", "embeddings.weight", "wte.weight"))
+    ]
+    return {name for name in heads if is_tied or any(same_values(wanted[name], one) for one in embeddings)}
+
+
 def _plain(shape: tuple[int, ...]) -> list[int]:
     return [n for n in shape if n != 1]
 
 
-def _name_map(metadata: dict[str, Any]) -> Any:
+def name_map(metadata: dict[str, Any]) -> Any:
+    """llama.cpp's names of tensors by those of checkpoints, for the architecture that the metadata name; None for an unknown one."""
     import gguf
 
     architecture = metadata.get("general.architecture")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ STRING, ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """``shape`` as in safetensors (rows first); ``type`` as ggml names it (``F16``, ``Q8_0``)."""
+    """``shape`` as in safetensors (rows first); ``type`` as ggml names it (``F16``, ``Q8_0``); ``offset`` in bytes from the file's start."""
 
     name: str
     type: str
     shape: tuple[int, ...]
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,12 @@ def read_gguf(path: Path) -> GgufHeader:
                 kind, offset = GGMLQuantizationType(cursor.scalar("I")), cursor.scalar("Q")
                 block, block_bytes = GGML_QUANT_SIZES[kind]
                 end = max(end, offset + math.prod(shape) // block * block_bytes)
-                tensors[name] = GgufTensor(name, kind.name, shape)
+                tensors[name] = GgufTensor(name, kind.name, shape, offset)
             alignment = metadata.get("general.alignment", 32)
             start = -(-cursor.at // alignment) * alignment
             if start + end > len(data):
                 raise ValueError(f"it has {len(data)} bytes, its tensors need {start + end}")
+            tensors = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in tensors.items()}
     except (OSError, ValueError, KeyError, struct.error, UnicodeDecodeError) as error:
         raise ExportError(
             f"{path} cannot be read as GGUF: {error}", hint="the file is damaged or incomplete"

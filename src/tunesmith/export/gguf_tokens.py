@@ -173,8 +173,8 @@ def _bytes_of_characters() -> dict[str, int]:
 
 
 def check_tokens(path: Path, tokenizer: Any, stops: list[int]) -> tuple[list[int], list[str]]:
-    """Compare llama.cpp's reading of ``path`` with ``tokenizer``. Returns the stops that llama.cpp would not stop at, and the names of
-    rare texts (``RARE``, ``LEADING``) where the two differ.
+    """Compare llama.cpp's reading of ``path`` with ``tokenizer``. Returns the stops that llama.cpp would not stop at, and in words where
+    the two differ: names of rare texts (``RARE``, ``LEADING``), and how much of the vocabulary that was sampled.
 
     Raises ExportError when the two tokenize any probe, special token or rendered conversation differently.
     """
@@ -196,7 +196,9 @@ def check_tokens(path: Path, tokenizer: Any, stops: list[int]) -> tuple[list[int
             f"{ours[at : at + 4]} instead of {theirs[at : at + 4]})",
             hint="llama.cpp has no pre-tokenizer for this tokenizer, so the GGUF would answer differently; it was not kept",
         )
-    return missed, list(dict.fromkeys(d.rare for d in found if d.rare not in (None, "vocabulary")))
+    rare = list(dict.fromkeys(d.rare for d in found if d.rare not in (None, "vocabulary")))
+    lines = -(-min(SAMPLE, len(tokenizer)) // LINES)
+    return missed, [*rare, *([f"{len(words)} of about {lines} samples of the vocabulary"] if words else [])]
 
 
 def conversation(tokenizer: Any) -> str:

@@ -186,8 +186,10 @@ class Layerwise:
         with torch.no_grad():
             self.owner(input_ids=ids, use_cache=False)
 
-    def _fill(self, module: nn.Module, prefix: str, *, outside_blocks: bool = False) -> None:
-        """Give ``module`` its stored tensors in fp32, and let transformers compute the buffers that no file holds."""
+    def _fill(
+        self, module: nn.Module, prefix: str, *, outside_blocks: bool = False, without: nn.Module | None = None
+    ) -> None:
+        """Give ``module`` (``without`` one inside it) its stored tensors in fp32, and let transformers compute the buffers that no file holds."""
         from transformers import initialization
 
         skipped = f"{self.name}." if outside_blocks else None
@@ -195,7 +197,7 @@ class Layerwise:
         computed = []
         for place, inner in module.named_modules():
             path = start + place + "." if place else start
-            if skipped and (path.startswith(skipped) or path == skipped):
+            if inner is without or (skipped and (path.startswith(skipped) or path == skipped)):
                 continue
             for name, parameter in list(inner._parameters.items()):
                 if parameter is not None:

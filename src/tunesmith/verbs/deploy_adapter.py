@@ -24,6 +24,7 @@ from tunesmith.verbs import quantized
 from tunesmith.verbs.beside import accompany, adapter_modelfile
 from tunesmith.verbs.deploy import check_address
 from tunesmith.verbs.merged import TARGETS, slug
+from tunesmith.verbs.opening import room_to_ask
 from tunesmith.verbs.stopping import in_words, kept_in
 from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of, target_of
@@ -143,6 +144,7 @@ def _trained_answers(target: Target, made: AdapterExport, progress: Progress) ->
     from tunesmith.chat.transformers_engine import TransformersEngine
 
     renderer = renderer_of(target)
+    room_to_ask(target, "fp32")
     progress.start("asking the trained model and its base", len(QUESTIONS), "questions")
     engine = TransformersEngine(open_weights(target, precision="fp32", as_trained=False), renderer, target.name)
     bos = renderer.tokenizer.bos_token or ""

@@ -11,7 +11,6 @@ from types import ModuleType
 from tunesmith.config.base import Config
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
-from tunesmith.evaluate.quality_report import QualityReport
 from tunesmith.export.record import changed
 from tunesmith.hub.push import destination
 from tunesmith.verbs import quantized
@@ -31,10 +30,13 @@ from tunesmith.verbs.levels import (
 )
 from tunesmith.verbs.making import config_of, label_of, levels_of, make, named, place_of, plugin_of
 from tunesmith.verbs.push import check_push, push
-from tunesmith.verbs.quality import Quality, print_quality, quality_folder
+from tunesmith.verbs.quality import Quality, quality_folder
+from tunesmith.verbs.quality_shown import never_lost, print_quality
 from tunesmith.verbs.quality_texts import ROWS
 from tunesmith.verbs.stopping import in_words, kept_in
 from tunesmith.verbs.targets import Target, target_of
+
+NOT_MADE = "the quality report was not made"
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,10 @@ def _made(
     if made.place.suffix == ".gguf":
         lines += adapter_beside(target, made.place, made.report.checks, progress)
     if made.merged is not None and choice.report:
-        with Quality(
-            target, made.merged, quality_folder(target, made.place), progress, rows=choice.rows, data=data
-        ) as quality:
-            lines += _measured(
-                quality,
-                label_of(plugin, config),
-                made.place,
-                key_of(config, data),
-                progress,
-            )
+        folder, key = quality_folder(target, made.place), key_of(config, data)
+        with never_lost(NOT_MADE, progress):
+            with Quality(target, made.merged, folder, progress, rows=choice.rows, data=data) as quality:
+                lines += _measured(quality, label_of(plugin, config), made.place, key)
     return made.place, lines
 
 
@@ -159,8 +155,10 @@ def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path,
         if "f16" not in levels:
             base_speed(maker, quality)
         make_levels(maker, levels, quality, keep=choice.keep)
-        report = quality.report()
-        use = report.recommendation.use
+        report = None
+        with never_lost(NOT_MADE, maker.progress):
+            report = quality.report()
+        use = report.recommendation.use if report is not None else None
         if choice.keep == "recommended" and use is not None and use in levels:
             maker.make(use)
             maker.keep(use)
@@ -170,10 +168,12 @@ def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path,
             maker.keep(level)
     for file in filter(Path.is_file, map(maker.place, levels)):
         accompany(maker.target, file, maker.progress)  # now with its figures
-    print_quality(report)
     place = next(
         (p for p in map(maker.place, [one for one in (use, *levels) if one in levels and one]) if p.exists()), folder
     )
+    if report is None:
+        return place, ["the levels were not measured, so none is recommended and all stay"]
+    print_quality(report)
     return place, [report.recommendation.words, f"quality report: {folder / 'quality.md'}"]
 
 
@@ -199,12 +199,13 @@ def _told(
     progress: Progress, quality: Quality | None = None,
 ) -> list[str]:  # fmt: skip
     """What came out of one GGUF; it is measured when it is quantized (by ``quality``, if it is open already)."""
+    compared = str(one.report.checks.get("compared", "with the merged model when it was made"))
     lines = [
-        f"{one.report.bytes / 1e6:.0f} MB, compared {one.report.checks.get('compared', 'when it was made')}",
+        f"{one.report.bytes / 1e6:.0f} MB, {'compared ' if compared.startswith('with') else ''}{compared}",
         f"Modelfile: {one.modelfile} ({one.template_reason})",
     ]
     if choice.report and one.level not in FULL:
-        with ExitStack() as stack:
+        with never_lost(NOT_MADE, progress), ExitStack() as stack:
             if quality is None:
                 folder = quality_folder(target, one.file)
                 opened = Quality(target, one.merged, folder, progress, rows=choice.rows, data=data)
@@ -212,19 +213,14 @@ def _told(
             full = place_of(target, plugin, config_of(plugin, (), "f16"))
             if full.is_file() and changed(full) is None and not quality.has_base_speed(".gguf"):
                 quality.base_speed(".gguf", full)
-            lines += _measured(quality, one.level, one.file, key_of(config, data), progress)
+            lines += _measured(quality, one.level, one.file, key_of(config, data))
     return lines
 
 
-def _measured(quality: Quality, name: str, place: Path, key: dict[str, object], progress: Progress) -> list[str]:
-    """The quality report with one more export in it. An export is not lost because it cannot be measured: that is said."""
-    try:
-        quality.measure(name, place, key)
-        report: QualityReport = quality.report()
-        if place.suffix == ".gguf":
-            accompany(quality.target, place, progress)  # now with its figures
-    except UserError as error:
-        progress.say(f"warning: the quality report was not made: {error}")
-        return []
-    print_quality(report)
+def _measured(quality: Quality, name: str, place: Path, key: dict[str, object]) -> list[str]:
+    """The quality report with one more export in it."""
+    quality.measure(name, place, key)
+    print_quality(quality.report())
+    if place.suffix == ".gguf":
+        accompany(quality.target, place, quality.progress)  # now with its figures
     return [f"quality report: {quality.folder / 'quality.md'}"]

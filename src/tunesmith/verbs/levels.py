@@ -23,6 +23,7 @@ from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.making import check_level, config_of, levels_of, named, place_of, tokens_wanted
 from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.quality import Quality
+from tunesmith.verbs.quality_shown import never_lost
 from tunesmith.verbs.reference import MergedReference
 from tunesmith.verbs.taken import settings_of
 from tunesmith.verbs.targets import Target
@@ -171,14 +172,16 @@ def make_levels(maker: Maker, levels: Sequence[str], quality: Quality, *, keep: 
             continue
         try:
             made = maker.make(level)
-            if level in ("f16", "bf16") and not quality.has_base_speed(".gguf"):
-                quality.base_speed(".gguf", made.file)
-            if known is None or known.bytes != made.report.bytes:
-                quality.measure(level, made.file, maker.key(level))
         except (UserError, OSError) as error:
             words = error.message if isinstance(error, UserError) else str(error)
             quality.failed[level] = words.splitlines()[0]
             maker.progress.say(f"warning: {level} could not be made: {words}")
+            continue
+        with never_lost(f"{level} was made and not measured", maker.progress):
+            if level in ("f16", "bf16") and not quality.has_base_speed(".gguf"):
+                quality.base_speed(".gguf", made.file)
+            if known is None or known.bytes != made.report.bytes:
+                quality.measure(level, made.file, maker.key(level))
     if len(quality.failed) == len(levels):
         raise ExportError(f"no level could be made; the first: {next(iter(quality.failed.values()))}")
 

@@ -19,8 +19,6 @@ from tunesmith.verbs.targets import Target, open_weights, renderer_of
 TARGETS = "tunesmith.export.targets"
 QUESTION = "What is the capital of France?"
 ANSWER_TOKENS = 32
-SPACE = 1.2
-"""Times the size of its weights that a model takes while it is asked."""
 
 
 def slug(target: Target) -> str:
@@ -57,62 +55,67 @@ def merged_folder(target: Target, progress: Progress) -> Path:
 def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
     """The finished model or adapter in ``folder`` compared with ``target`` as it was trained, and asked. Returns figures for the report.
 
-    A model that does not fit into memory is not opened; the report says so. Raises ExportError when it answers otherwise.
+    What this machine has no memory for is said and stands in the report. Raises ExportError when it answers otherwise.
     """
-    from tunesmith.models.devices import best_device, memory
-    from tunesmith.verbs.proof import check_merge
+    from tunesmith.verbs.opening import NoRoomError, ran_out_of_memory, room_to_ask
+    from tunesmith.verbs.proof import Evidence, check_merge
 
     if (folder / "adapter_config.json").is_file():
         return _prove_adapter(target, folder, progress)
-    size, free = sum(p.stat().st_size for p in folder.glob("*.safetensors")), memory(best_device()).free
-    if size * SPACE > free:
-        words = f"it needs {size * SPACE / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        progress.say(f"warning: the model was loaded without its weights only: {words}")
-        return {"answer": f"not asked: {words}"}
     found: dict[str, Any] = {}
-    whole = size * 4 // _item_bytes(folder)  # the comparison computes in fp32, one model at a time
-    if target.learned is not None and whole * SPACE <= free:
-        check_merge(target, folder, progress)
-        found["compared"] = "with base and learned weights as trained"
-    elif target.learned is not None:
-        words = f"in fp32 it needs {whole * SPACE / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        progress.say(f"warning: not compared with the model as trained: {words}")
-        found["compared"] = f"not: {words}"
-    question, answer = ask(target, folder, progress)
+    if target.learned is not None:
+        evidence = Evidence()
+        check_merge(target, folder, progress, evidence=evidence)
+        hop = next((hop for hop in evidence.hops if hop.name == "trained → merged"), None)
+        found["compared"] = (
+            f"with base and learned weights as trained{', ' if hop.how else ''}{hop.how}"
+            if hop
+            else evidence.missing[0]
+        )
+    try:
+        room_to_ask(Target(target.name, replace(target.base, folder=folder)))
+        question, answer = ask(target, folder, progress)
+    except Exception as error:
+        if not isinstance(error, NoRoomError) and not ran_out_of_memory(error):
+            raise
+        words = error.message if isinstance(error, NoRoomError) else "it ran out of memory"
+        progress.say(f"warning: the model was loaded without its weights only, and not asked: {words}")
+        return found | {"answer": f"not asked: {words}"}
     return found | {"asked": question, "answer": answer}
 
 
 def _prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
-    """The adapter in ``folder`` on the untouched base against ``target`` as it was trained, both in fp32. Raises ExportError."""
-    from tunesmith.chat.transformers_engine import TransformersEngine
+    """The adapter in ``folder`` on the untouched base against ``target`` as it was trained. Raises ExportError."""
+    from tunesmith.chat.base import Engine
     from tunesmith.evaluate.parity import Remembered, parity
-    from tunesmith.models.devices import best_device, memory
+    from tunesmith.verbs.opening import NoRoomError, Way, opened
     from tunesmith.verbs.proof import MERGE_BOUND, in_words, probe_tokens
 
-    size = (
-        sum(p.stat().st_size for p in target.base.folder.glob("*.safetensors")) * 4 // _item_bytes(target.base.folder)
-    )
-    free = memory(best_device()).free
-    if size * SPACE > free:
-        words = f"in fp32 the model needs {size * SPACE / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        progress.say(f"warning: the adapter was not compared with the model as trained: {words}")
-        return {"compared": f"not: {words}"}
     sequences = probe_tokens(target, target.base.folder, 8)
-    progress.start("comparing the exported adapter with the model as it was trained")
-    found = []
-    for which in (target, replace(target, learned=folder)):
-        engine = TransformersEngine(
-            open_weights(which, precision="fp32", as_trained=False), renderer_of(target), target.name
-        )
-        found.append(Remembered(engine))
+
+    def work(engine: Engine, way: Way) -> Remembered:
+        known = Remembered(engine, slack=way.slack, how=str(way))
         for sequence in sequences:
-            found[-1].logprobs(sequence)
-        engine.close()
-    figures = parity(found[0], found[1], sequences)
-    if not figures.mean_kl <= MERGE_BOUND:
+            known.logprobs(sequence)
+        return known
+
+    progress.start("comparing the exported adapter with the model as it was trained")
+    try:
+        first, second = (
+            opened(which, renderer_of(target), target.name, sequences, work, progress)
+            for which in (target, replace(target, learned=folder))
+        )
+    except NoRoomError as error:
+        words = f"not compared: {error.message}"
+        progress.finish("not compared")
+        progress.say(f"warning: the adapter was {words}; {error.hint}")
+        return {"compared": words}
+    figures = parity(first, second, sequences)
+    if not figures.mean_kl <= MERGE_BOUND + first.slack + second.slack:
         raise ExportError(f"the exported adapter does not answer as the trained model does: {in_words(figures)}")
     progress.finish(in_words(figures))
-    return {"compared": f"with base and learned weights as trained: {in_words(figures)}"}
+    how = "" if first.how == second.how == "in fp32" else f" ({first.how}, {second.how})"
+    return {"compared": f"with base and learned weights as trained: {in_words(figures)}{how}"}
 
 
 def ask(target: Target, folder: Path, progress: Progress) -> tuple[str, str]:
@@ -142,8 +145,3 @@ def _question(target: Target) -> str:
         except (OSError, ValueError, KeyError, TypeError):
             pass
     return QUESTION
-
-
-def _item_bytes(folder: Path) -> int:
-    dtype = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype")
-    return {"float32": 4, "float64": 8}.get(str(dtype), 2)

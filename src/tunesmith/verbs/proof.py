@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.home import home
 from tunesmith.config.progress import Progress
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
+from tunesmith.verbs.opening import MORE, NoRoomError, Way, opened, ran_out_of_memory
+from tunesmith.verbs.positions import Keeping, Position, kept_positions
 from tunesmith.verbs.targets import Target
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from tunesmith.chat.base import Engine, Messages, Sampling
+    from tunesmith.chat.base import Engine
     from tunesmith.evaluate.parity import Parity, Remembered
 
 MERGE_BOUND = 0.02
@@ -26,37 +27,40 @@ MERGE_BOUND = 0.02
 BROKEN = 5.0
 """So many times the usual is no rounding any more: the file is refused. (Weights learned by heart from a handful of rows
 lose more in 8 bits than usual, measured up to 1.6 times; other weights or tokens give hundreds of times.)"""
-KEPT = 3
-"""Distributions at so many positions of each sequence are kept, for comparisons with a server."""
+LONGEST = 512
+"""So many tokens of each sequence are compared: the distributions of one (512 × 150k × 4 B = 0.3 GB) are in memory."""
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One step from the trained model to the served one. ``usual``: mean KL (nats) that it stays below."""
+    """One step from the trained model to the served one. ``usual``: mean KL (nats) that it stays below; ``how`` the models in
+    transformers were computed, where it was not in fp32 as a whole."""
 
     name: str
     figures: Parity
     usual: float
+    how: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {in_words(self.figures)} (usual: below {self.usual:g})"
-
-
-@dataclass(frozen=True)
-class Position:
-    """What stands after ``ids``: natural-log probabilities [vocabulary] of the merged model, and of the GGUF in llama.cpp."""
-
-    ids: tuple[int, ...]
-    merged: np.ndarray
-    file: np.ndarray
+        return (
+            f"{self.name}: {in_words(self.figures)} (usual: below {self.usual:g}{'; ' if self.how else ''}{self.how})"
+        )
 
 
 @dataclass
 class Evidence:
-    """What a comparison of numbers leaves for the report: its hops, and of the last file some positions."""
+    """What a comparison of numbers leaves for the report: its hops, those that were not compared with the reason, and of the last
+    file some positions."""
 
     hops: list[Hop] = field(default_factory=list)
     positions: list[Position] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def leave_out(self, hop: str, why: UserError, progress: Progress) -> None:
+        """Note and say that a hop cannot be compared on this machine, and what would help."""
+        self.missing.append(f"{hop}: not compared: {why.message}; {why.hint}")
+        progress.finish("not compared")
+        progress.say(f"warning: {self.missing[-1]}")
 
 
 def usual_kl(level: str) -> float:
@@ -71,11 +75,11 @@ def check_parity(
     *,
     rows: int = 8,
     evidence: Evidence | None = None,
-) -> list[Parity]:
+) -> list[Parity | None]:
     """Hop by hop on rows it was not trained on: the model as trained (base and what was learned) -> merged -> each GGUF in llama.cpp.
 
-    transformers computes in fp32. Raises ExportError when a hop changes the model; a GGUF that is refuted is renamed, so that nothing
-    takes it for a proved one. ``evidence`` is filled.
+    None stands for a file that could not be compared on this machine, which is said. Raises ExportError when a hop changes the model; a GGUF
+    that is refuted is renamed, so that nothing takes it for a proved one. ``evidence`` is filled.
     """
     evidence = evidence if evidence is not None else Evidence()
     found = []
@@ -94,26 +98,27 @@ def check_parity(
 def check_file(
     file: Path,
     level: str,
-    reference: Engine,
+    reference: Engine | None,
     sequences: Sequence[tuple[int, ...]],
     progress: Progress,
     *,
     name: str | None = None,
     evidence: Evidence | None = None,
-) -> Parity:
+) -> Parity | None:
     """One GGUF in llama.cpp against what the merged model (``reference``) tells about ``sequences``; ``name``: what it will be called.
 
-    Raises ExportError for a model that is another one.
+    ``reference`` and the result are None when this machine cannot open the merged model. Raises ExportError for a model that is another one.
     """
     from tunesmith.chat.llamacpp import LlamaCppEngine
     from tunesmith.models.devices import usable_cores
 
+    longest = max(map(len, sequences))
     finer = "" if level in ("f16", "f32", "bf16") else "; this type may be too coarse here, f16 is finer"
     figures = check_engine(
-        lambda: LlamaCppEngine(file, threads=usable_cores()), name or file.name, usual_kl(level), reference, sequences, progress,
+        lambda: LlamaCppEngine(file, n_ctx=longest, threads=usable_cores()), name or file.name, usual_kl(level), reference, sequences, progress,
         where=" in llama.cpp", finer=finer, evidence=evidence,
     )  # fmt: skip
-    if figures.mean_kl > usual_kl(level):
+    if figures is not None and figures.mean_kl > usual_kl(level) + _slack(reference):
         progress.say(
             f"warning: {level} changes this model more than usual (mean KL {figures.mean_kl:.2g}, usual below {usual_kl(level)}); "
             "f16 does not"
@@ -122,37 +127,55 @@ def check_file(
 
 
 def check_engine(
-    opened: Callable[[], Engine],
+    open_: Callable[[], Engine],
     name: str,
     usual: float,
-    reference: Engine,
+    reference: Engine | None,
     sequences: Sequence[tuple[int, ...]],
     progress: Progress,
     *,
     where: str = "",
     finer: str = "",
     evidence: Evidence | None = None,
-) -> Parity:
-    """An export, ``opened`` in the engine it is used with (``where``), against what the merged model tells about ``sequences``.
+) -> Parity | None:
+    """An export, opened by ``open_`` in the engine it is used with (``where``), against what the merged model tells about ``sequences``.
 
-    ``usual``: mean KL (nats) that it usually stays below; ``finer``: what may help. Raises ExportError beyond ``BROKEN`` times that.
+    ``usual``: mean KL (nats) that it usually stays below; ``finer``: what may help. ``reference`` and the result are None when this
+    machine cannot open the merged model, which is said. Raises ExportError beyond ``BROKEN`` times the usual.
     """
     evidence = evidence if evidence is not None else Evidence()
+    if reference is None:
+        evidence.missing.append(f"merged → {name}{where}: not compared, since the merged model cannot be opened here")
+        progress.say(f"warning: {evidence.missing[-1]}")
+        return None
     progress.start(f"comparing {name}{where} with the merged model in transformers")
-    other = Keeping(opened())
     try:
-        figures = _parity(name, reference, other, sequences)
-        evidence.positions = kept_positions(reference, other, sequences)
-    finally:
-        other.close()
-    evidence.hops.append(Hop(f"merged → {name}{where}", figures, usual))
-    if not figures.mean_kl <= BROKEN * usual:
+        other = Keeping(open_())
+        try:
+            figures = _parity(name, reference, other, sequences)
+            evidence.positions = kept_positions(reference, other, sequences)
+        finally:
+            other.close()
+    except Exception as error:
+        if not isinstance(error, NoRoomError) and not ran_out_of_memory(error):
+            raise
+        gone = error if isinstance(error, NoRoomError) else NoRoomError("it ran out of memory", hint=MORE)
+        evidence.leave_out(f"merged → {name}{where}", gone, progress)
+        return None
+    slack, how = _slack(reference), getattr(reference, "how", "")
+    evidence.hops.append(Hop(f"merged → {name}{where}", figures, usual + slack, how))
+    if not figures.mean_kl <= BROKEN * usual + slack:
         raise ExportError(
             f"{name} does not answer as the merged model does: {in_words(figures)}",
-            hint=f"usual is a mean KL below {usual:g}{finer}",
+            hint=f"usual is a mean KL below {usual + slack:g}{finer}",
         )
     progress.finish(in_words(figures))
     return figures
+
+
+def _slack(reference: Engine | None) -> float:
+    """Mean KL (nats) that the numbers the reference was computed in may add."""
+    return float(getattr(reference, "slack", 0.0))
 
 
 def _parity(name: str, reference: Engine, other: Engine, sequences: Sequence[tuple[int, ...]]) -> Parity:
@@ -169,82 +192,71 @@ def _parity(name: str, reference: Engine, other: Engine, sequences: Sequence[tup
 
 def check_merge(
     target: Target, folder: Path, progress: Progress, *, rows: int = 8, evidence: Evidence | None = None
-) -> tuple[Remembered, list[tuple[int, ...]]]:
-    """The merged folder against the model as trained: its base with the learned weights beside it, both computed in fp32.
+) -> tuple[Remembered | None, list[tuple[int, ...]]]:
+    """The merged folder against the model as trained: its base with the learned weights beside it.
 
-    Returns what the merged model tells about the probe sequences, and these. Raises ExportError.
+    Both are opened by what fits (``verbs.opening``), in fp32 where that is possible; the bound allows for what is not. Returns what the merged model
+    tells about the probe sequences (None when it cannot be opened here) and these. What cannot be compared is said and noted in
+    ``evidence``. Raises ExportError when the two are not the same model.
     """
-    from tunesmith.chat.transformers_engine import TransformersEngine
     from tunesmith.evaluate.parity import Remembered, parity
-    from tunesmith.verbs.targets import open_weights
 
     evidence = evidence if evidence is not None else Evidence()
     sequences = probe_tokens(target, folder, rows)
+    renderer = replace_folder(target, folder)
+    keep = _place_for_distributions()
+
+    def remembered(which: Target, name: str, hop: str, *, as_trained: bool = False) -> Remembered | None:
+        def work(engine: Engine, way: Way) -> Remembered:
+            found = Remembered(engine, keep, slack=way.slack, how="" if str(way) == "in fp32" else f"{name} {way}")
+            for sequence in sequences:
+                found.logprobs(sequence)
+            return found
+
+        try:
+            return opened(which, renderer, name, sequences, work, progress, as_trained=as_trained)
+        except NoRoomError as error:
+            evidence.leave_out(hop, error, progress)
+            return None
+
     merged = Target(target.name, replace(target.base, folder=folder))
-
-    def remembered(which: Target, name: str, *, as_trained: bool = False) -> Remembered:
-        weights = open_weights(which, precision="fp32", as_trained=as_trained)
-        engine = TransformersEngine(weights, replace_folder(target, folder), name)
-        found = Remembered(engine)
-        for sequence in sequences:
-            found.logprobs(sequence)
-        engine.close()
-        return found
-
     if target.learned is None:
-        return remembered(merged, "model"), sequences
+        return remembered(merged, "model", f"{folder.name} → its exports"), sequences
+    hop = "trained → merged"
     progress.start("comparing the merged model with the model as it was trained")
-    trained, whole = remembered(target, "trained"), remembered(merged, "merged")
-    figures = parity(trained, whole, sequences)
-    evidence.hops.append(Hop("trained → merged", figures, MERGE_BOUND))
-    if not figures.mean_kl <= MERGE_BOUND:
-        raise ExportError(
-            f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
-            hint=f"rounding alone stays below a mean KL of {MERGE_BOUND}; do not use this folder, remove it and export again",
-        )
-    progress.finish(in_words(figures))
+    whole = remembered(merged, "merged", hop)
+    trained = remembered(target, "trained", hop) if whole is not None else None
+    if whole is not None and trained is not None:
+        figures, bound = parity(trained, whole, sequences), MERGE_BOUND + trained.slack + whole.slack
+        evidence.hops.append(Hop(hop, figures, bound, "; ".join(one.how for one in (trained, whole) if one.how)))
+        if not figures.mean_kl <= bound:
+            raise ExportError(
+                f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
+                hint=f"rounding alone stays below a mean KL of {bound:g}; do not use this folder, remove it and export again",
+            )
+        progress.finish(in_words(figures))
+    del trained
     original = target.original
-    if original is not None or (target.config is not None and target.config.model.quantize is not None):
+    quantize = target.config.model.quantize if target.config is not None else None
+    if whole is not None and (original is not None or quantize is not None):
+        hop = "trained on the quantized base → merged"
         progress.start("comparing it with the quantized base and adapter, as they were trained")
-        as_it_was = remembered(replace(target, base=original or target.base), "as trained", as_trained=True)
-        difference = parity(as_it_was, whole, sequences)
-        evidence.hops.append(Hop("trained on the quantized base → merged", difference, quantized.QUANTIZED_BOUND))
-        progress.finish(in_words(difference))
-        quantized.warn_of_difference(difference.mean_kl, progress)
+        as_it_was = remembered(replace(target, base=original or target.base), "as trained", hop, as_trained=True)
+        if as_it_was is not None:
+            difference = parity(as_it_was, whole, sequences)
+            evidence.hops.append(Hop(hop, difference, quantized.QUANTIZED_BOUND, whole.how))
+            progress.finish(in_words(difference))
+            quantized.warn_of_difference(difference.mean_kl, progress)
     return whole, sequences
 
 
-class Keeping:
-    """An engine of which the distributions at a few positions of each sequence are kept, evenly over its second half (where answers are)."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.name = engine, engine.name
-        self.rows: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
-
-    def stream(self, messages: Messages, sampling: Sampling) -> Iterator[str]:
-        """The engine's own answer."""
-        return self.engine.stream(messages, sampling)
-
-    def logprobs(self, tokens: Sequence[int]) -> np.ndarray:
-        """The engine's distributions: float32, [len(tokens), vocabulary]."""
-        found = self.engine.logprobs(tokens)
-        last, half = len(tokens) - 1, len(tokens) // 2
-        ends = sorted({half + (last - half) * (k + 1) // KEPT for k in range(KEPT)} - {0})
-        self.rows[tuple(tokens)] = {at: found[at].copy() for at in ends}
-        return found
-
-    def close(self) -> None:
-        """Close the engine; what was kept stays."""
-        self.engine.close()
-
-
-def kept_positions(merged: Engine, file: Keeping, sequences: Sequence[tuple[int, ...]]) -> list[Position]:
-    """The positions kept of ``file``, with what the merged model tells there."""
-    return [
-        Position(ids[: at + 1], merged.logprobs(ids)[at].copy(), row)
-        for ids in sequences
-        for at, row in file.rows[ids].items()
-    ]
+def _place_for_distributions() -> Path | None:
+    """Where distributions lie while they are compared; None (memory) when nothing can be written there."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return home()
 
 
 def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
@@ -258,7 +270,7 @@ def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...
     kept = run.path / "rows.json" if run is not None else None
     if kept is not None and kept.is_file():
         probes = json.loads(kept.read_text(encoding="utf-8"))["probes"][:rows]
-        if found := [tuple(ids) for ids in probes if len(ids) > 1]:
+        if found := [tuple(ids[:LONGEST]) for ids in probes if len(ids) > 1]:
             return found
     pairs = [
         ("What is the capital of France?", "The capital of France is Paris."),
@@ -272,5 +284,8 @@ def _new_tokens(target: Target) -> bool:
     return target.config is not None and bool(target.config.model.add_tokens or target.config.model.add_special_tokens)
 
 
-def in_words(figures: Parity) -> str:
+def in_words(figures: Parity | None) -> str:
+    """A line for people; None is what could not be compared."""
+    if figures is None:
+        return "numbers not compared"
     return f"mean KL {figures.mean_kl:.2g}, top-1 agreement {figures.top1_agreement:.1%} over {figures.positions} positions"

@@ -6,8 +6,6 @@ interrupted report goes on, and later exports of the same model join the same ta
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ import psutil
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.files import write_atomic, write_json
 from tunesmith.config.progress import Progress
-from tunesmith.evaluate.quality_report import QualityReport, plain
+from tunesmith.evaluate.quality_report import FP32, QualityReport, plain
 from tunesmith.evaluate.tasks.quality import (
     Figures,
     Measured,
@@ -34,6 +32,9 @@ from tunesmith.evaluate.tasks.quality import (
 )
 from tunesmith.export.base import size_of
 from tunesmith.verbs.calibration import context_limit, own_text, renderer_or_tokenizer
+from tunesmith.verbs.opening import NoRoomError, Way, opened, room_to_ask
+from tunesmith.verbs.quality_files import hashed, identity, measured_from, read, weights_of
+from tunesmith.verbs.quality_shown import never_lost
 from tunesmith.verbs.quality_texts import LONGEST, ROWS, asked_of, texts_of
 from tunesmith.verbs.quantized import describe
 from tunesmith.verbs.targets import Target
@@ -64,10 +65,11 @@ class Quality:
         longest = min(LONGEST, context_limit(merged) or LONGEST)
         self.texts, self.about = texts_of(own, self.tokenizer, rows, longest)
         self.asked = asked_of(own, self.renderer, self.tokenizer, longest - ANSWER_TOKENS)
-        self.key = _hash(
-            [_identity(merged), [asdict(text) for text in self.texts], [asdict(one) for one in self.asked]]
+        self.key = hashed(
+            [identity(merged), [asdict(text) for text in self.texts], [asdict(one) for one in self.asked]]
         )
         self._reference: Reference | None = None
+        self._no_room: NoRoomError | None = None
         self.failed: dict[str, str] = {}
 
     def __enter__(self) -> Quality:
@@ -84,11 +86,8 @@ class Quality:
 
     @property
     def reference(self) -> Reference:
-        """The merged model in fp32, asked once. Raises ExportError when the disk cannot hold its distributions."""
+        """The merged model, asked once. Raises ExportError when the disk cannot hold its distributions, NoRoomError without memory for it."""
         if self._reference is None:
-            from tunesmith.chat.transformers_engine import TransformersEngine
-            from tunesmith.verbs.targets import open_weights
-
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".distributions-*"):  # of a report that was killed
                 if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
@@ -99,44 +98,55 @@ class Quality:
                     f"the quality report needs {2.2 * positions * words / 1e9:.1f} GB of disk in {self.folder} while it runs",
                     hint="free some space, measure less (--report-rows), or leave it out (--no-report)",
                 )
-            self.progress.start("opening the 16-bit model")
-            engine: Any = None
-            try:
-                whole = Target(self.target.name, replace(self.target.base, folder=self.merged))
-                weights = open_weights(whole, precision="fp32", as_trained=False)
-                self.progress.finish()
-                engine = TransformersEngine(weights, _words(self.renderer, self.tokenizer), "16 bit")
-                self._reference = remember(
-                    engine, self.texts, self.asked, self.folder / f".distributions-{os.getpid()}", decode=self._decode,
-                    answer_tokens=ANSWER_TOKENS, bytes_=_weights(self.merged), progress=self.progress,
-                )  # fmt: skip
-            finally:
-                if engine is not None:
-                    engine.close()
+            self._reference = self._remembered()
             write_json(
-                self.folder / "results" / "16 bit.json", {"key": self.key, **plain(asdict(self._reference.measured))}
+                self.folder / "results" / "16 bit.json",
+                {"key": self.key, "numbers": self._reference.numbers, **plain(asdict(self._reference.measured))},
             )
         return self._reference
+
+    def _remembered(self) -> Reference:
+        """The merged model asked in the best way that fits (``verbs.opening``). Raises NoRoomError, the second time at once."""
+        if self._no_room is not None:
+            raise self._no_room
+        whole = Target(self.target.name, replace(self.target.base, folder=self.merged))
+        passages = [passage.ids for text in self.texts for passage in text.passages]
+        renderer = _words(self.renderer, self.tokenizer)
+
+        def ask(engine: Any, way: Way) -> Reference:
+            return remember(
+                engine, self.texts, self.asked, self.folder / f".distributions-{os.getpid()}", decode=self._decode,
+                answer_tokens=ANSWER_TOKENS, bytes_=weights_of(self.merged), numbers=str(way), progress=self.progress,
+            )  # fmt: skip
+
+        try:
+            return opened(whole, renderer, "16 bit", passages, ask, self.progress, answers=True)
+        except NoRoomError as error:
+            self._no_room = NoRoomError(
+                f"the 16-bit model cannot be opened to compare with: {error.message}", error.hint
+            )
+            raise self._no_room from error
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def known(self, name: str, settings: Mapping[str, Any]) -> Measured | None:
         """What was measured of this export before, on the same texts."""
-        found = _read(self.folder / "results" / f"{name}.json")
+        found = read(self.folder / "results" / f"{name}.json")
         if found is None or found.get("key") != self._key(settings):
             return None
-        return _measured(found)
+        return measured_from(found)
 
     def _key(self, settings: Mapping[str, Any]) -> str:
-        return _hash([self.key, dict(settings)])
+        return hashed([self.key, dict(settings)])
 
     def measure(self, name: str, place: Path, settings: Mapping[str, Any]) -> Measured:
         """Measure the export at ``place`` in the engine it is used with, and keep the result. Raises UserError."""
         reference = self.reference
         kind = "folder" if place.is_dir() else place.suffix
         if kind == "folder" and not self.has_base_speed(kind):
-            self._keep_speed(kind, self._folder_speed())
+            with never_lost("the speed of the 16-bit model was not measured", self.progress):
+                self._keep_speed(kind, self._folder_speed())
         engine = self._open(place, name)
         try:
             found = measure(engine, reference, name, size_of(place), self.progress)
@@ -145,7 +155,13 @@ class Quality:
         self.folder.joinpath("results").mkdir(parents=True, exist_ok=True)
         write_json(
             self.folder / "results" / f"{name}.json",
-            {"key": self._key(settings), "texts": self.key, "kind": kind, **plain(asdict(found))},
+            {
+                "key": self._key(settings),
+                "texts": self.key,
+                "kind": kind,
+                "against": reference.numbers,
+                **plain(asdict(found)),
+            },
         )
         return found
 
@@ -177,9 +193,11 @@ class Quality:
         from tunesmith.models.precision import resolve_precision
         from tunesmith.verbs.targets import open_weights
 
-        if resolve_precision("auto", best_device())[0] == "fp32":
-            return self.reference.measured.speed
+        known = self.reference.measured.speed if self.reference.numbers == FP32 else None
+        if known is not None and resolve_precision("auto", best_device())[0] == "fp32":
+            return known
         whole = Target(self.target.name, replace(self.target.base, folder=self.merged))
+        room_to_ask(whole)
         engine = TransformersEngine(
             open_weights(whole, as_trained=False), _words(self.renderer, self.tokenizer), "16 bit"
         )
@@ -193,7 +211,7 @@ class Quality:
         write_json(self.folder / "results" / f"speed of 16 bit{kind}.json", {"texts": self.key, **asdict(speed)})
 
     def has_base_speed(self, kind: str) -> bool:
-        return (_read(self.folder / "results" / f"speed of 16 bit{kind}.json") or {}).get("texts") == self.key
+        return (read(self.folder / "results" / f"speed of 16 bit{kind}.json") or {}).get("texts") == self.key
 
     def _open(self, place: Path, name: str) -> Any:
         if place.suffix == ".gguf":
@@ -215,22 +233,25 @@ class Quality:
         from tunesmith.evaluate.quality_plot import picture
 
         results = self.folder / "results"
-        first = _read(results / "16 bit.json")
+        first = read(results / "16 bit.json")
         if first is None or first.get("key") != self.key:
-            first = {"key": self.key, **asdict(self.reference.measured)}
-        exports, base = [], {}
+            first = {"key": self.key, "numbers": self.reference.numbers, **asdict(self.reference.measured)}
+        numbers = str(first.get("numbers", FP32))
+        exports, base, notes = [], {}, list(self._notes())
         for file in sorted(results.glob("*.json")):
-            found = _read(file)
+            found = read(file)
             if found is None or found.get("texts") != self.key or "figures" not in found:
                 continue
-            one = _measured(found)
+            one = measured_from(found)
             exports.append(one)
-            speed = _read(results / f"speed of 16 bit{found['kind']}.json")
+            if (other := found.get("against", FP32)) != numbers:
+                notes.append(f"{one.name} was measured against the 16-bit model {other}")
+            speed = read(results / f"speed of 16 bit{found['kind']}.json")
             if speed is not None and speed.get("texts") == self.key:
                 base[one.name] = Speed(speed["prompt"], speed["answer"])
         made = QualityReport(
-            self.target.name, _measured(first), tuple(exports), self.about, tuple(one.shown for one in self.asked), base,
-            self.failed, tuple(self._notes()),
+            self.target.name, measured_from(first), tuple(exports), self.about, tuple(one.shown for one in self.asked), base,
+            self.failed, tuple(notes), numbers,
         )  # fmt: skip
         write_json(self.folder / "quality.json", made.as_dict())
         write_atomic(self.folder / "quality.md", made.markdown())
@@ -258,39 +279,6 @@ def quality_folder(target: Target, place: Path) -> Path:
     return (place.parent if place.suffix else place.parent / f"{place.name}-quality") / "quality"
 
 
-def _identity(folder: Path) -> list[Any]:
-    """What the weights in a folder are, without reading them."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [str(folder), [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
-
-
-def _weights(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _measured(found: Mapping[str, Any]) -> Measured:
-    figures = {name: Figures(**{k: _number(v) for k, v in one.items()}) for name, one in found["figures"].items()}
-    return Measured(
-        found["name"], found["bytes"], figures, tuple(found["answers"]), found["changed"], Speed(**found["speed"])
-    )
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value
-
-
 def _words(renderer: Any, tokenizer: Any) -> Any:
     if renderer is None:
         raise UserError(
@@ -298,26 +286,3 @@ def _words(renderer: Any, tokenizer: Any) -> Any:
             hint="leave the quality report out: --no-report",
         )
     return renderer
-
-
-def print_quality(report: QualityReport) -> None:
-    """The table, the warnings and the recommendation, on stderr."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(stderr=True, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    header, rows = report.short(wide=console.width >= 110)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    bold = report.recommendation.use
-    for row in rows:
-        table.add_row(*row, style="bold" if row[0] == bold else "red" if row[-1] == "BROKEN" else None)
-    console.print(table)
-    for line in report.warnings:
-        console.print(f"WARNING: {line}", style="bold red", markup=False, soft_wrap=True)
-    for note in report.notes:
-        console.print(note, markup=False, soft_wrap=True)
-    words = report.recommendation.words
-    console.print(words[:1].upper() + words[1:], markup=False, soft_wrap=True)

@@ -53,12 +53,16 @@ class MergedReference:
             figures = check_file(
                 work, level, reference, sequences, self.progress, name=name, evidence=self.evidence
             )  # fmt: skip
+        if figures is None:
+            return {"compared": self.evidence.missing[-1]}
         return {"compared": f"with the merged model: {in_words(figures)}"}
 
     def _folder(self, folder: Path) -> Engine:
         from tunesmith.chat.transformers_engine import TransformersEngine
+        from tunesmith.verbs.opening import room_to_ask
 
         of_folder = Target(self.target.name, replace(self.target.base, folder=folder))
+        room_to_ask(of_folder, "fp32")
         return TransformersEngine(
             open_weights(of_folder, precision="fp32"), renderer_of(self.target, exported=folder), folder.name
         )

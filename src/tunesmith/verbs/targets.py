@@ -20,6 +20,8 @@ from tunesmith.verbs.run_config import TrainRun, config_of_run
 from tunesmith.verbs.weights import is_adapter, is_part, open_begun, open_learned
 
 if TYPE_CHECKING:
+    import torch
+
     from tunesmith.chat.base import Engine
     from tunesmith.render.conversation import Renderer
 
@@ -172,8 +174,10 @@ def _tokenizer_of(target: Target, exported: Path | None) -> Any:
     return open_tokenizer(target.base.folder)
 
 
-def open_weights(target: Target, *, precision: str = "auto", as_trained: bool = True) -> Any:
-    """The model of a target on the best device, with what was learned.
+def open_weights(
+    target: Target, *, precision: str = "auto", as_trained: bool = True, device: torch.device | None = None
+) -> Any:
+    """The model of a target on ``device`` (default: the best one), with what was learned.
 
     The base of a run that added tokens has their rows as they were at the beginning, so that both can be asked the same.
     Its positions are not stretched: it is the model as it was. A base that the
@@ -184,7 +188,7 @@ def open_weights(target: Target, *, precision: str = "auto", as_trained: bool = 
     from tunesmith.models.precision import resolve_precision
 
     set_threads()
-    device = best_device()
+    device = device or best_device()
     if precision == "auto" and target.config is not None:
         precision = target.config.precision
     precision, _ = resolve_precision(precision, device)

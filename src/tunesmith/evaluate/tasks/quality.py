@@ -94,14 +94,15 @@ class Measured:
     bytes: int
     figures: dict[str, Figures]
     answers: tuple[str, ...]
-    changed: float
-    """Share of the answers (0..1) that are not the reference's, word for word."""
-    speed: Speed
+    changed: float | None
+    """Share of the answers (0..1) that are not the reference's, word for word; None when the reference could not answer."""
+    speed: Speed | None
+    """None of a reference that could not answer."""
 
 
 @dataclass
 class Reference:
-    """The 16-bit model, asked once. ``close`` removes its file."""
+    """The 16-bit model, asked once; ``numbers``: in which ones it was computed, in words. ``close`` removes its file."""
 
     measured: Measured
     texts: tuple[Text, ...]
@@ -110,6 +111,7 @@ class Reference:
     decode: Callable[[Sequence[int]], str]
     file: Path
     vocabulary: int
+    numbers: str = "in fp32"
     top: list[np.ndarray] = field(default_factory=list)
     """Per passage: the likeliest token at each measured position."""
 
@@ -132,9 +134,13 @@ def remember(
     decode: Callable[[Sequence[int]], str],
     answer_tokens: int = 48,
     bytes_: int = 0,
+    numbers: str = "in fp32",
     progress: Progress = SILENT,
 ) -> Reference:
-    """Ask the reference: distributions into the new ``file``, answers and speed. Raises UserError when there is nothing to measure."""
+    """Ask the reference: distributions into the new ``file``; answers and speed, if it can continue a text.
+
+    Raises UserError when there is nothing to measure.
+    """
     import numpy as np
 
     texts = tuple(text for text in texts if text.tokens)
@@ -156,13 +162,17 @@ def remember(
                     out.write(np.maximum(rows, np.finfo(np.float16).min).astype(np.float16).tobytes())
                     progress.advance(len(rows))
                 figures[text.name] = Figures(_perplexity(losses), 0.0, 0.0, 1.0, text.tokens)
-        answers = tuple(decode(engine.continuation(one.ids, answer_tokens)).strip() for one in asked)
-        measured = Measured("16 bit", bytes_, figures, answers, 0.0, speed_of(engine, texts))
+        answers: tuple[str, ...] = ()
+        speed = None
+        if hasattr(engine, "continuation"):
+            answers = tuple(decode(engine.continuation(one.ids, answer_tokens)).strip() for one in asked)
+            speed = speed_of(engine, texts)
+        measured = Measured("16 bit", bytes_, figures, answers, 0.0 if answers else None, speed)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
     progress.finish(", ".join(f"{name}: perplexity {found.perplexity:.2f}" for name, found in figures.items()))
-    return Reference(measured, texts, tuple(asked), answer_tokens, decode, file, vocabulary, top)
+    return Reference(measured, texts, tuple(asked), answer_tokens, decode, file, vocabulary, numbers, top)
 
 
 def measure(engine: Engine, reference: Reference, name: str, bytes_: int, progress: Progress = SILENT) -> Measured:
@@ -170,10 +180,11 @@ def measure(engine: Engine, reference: Reference, name: str, bytes_: int, progre
     progress.start(f"measuring {name}", sum(text.tokens for text in reference.texts), "tokens")
     figures = figures_of(engine, reference, progress)
     answers = tuple(
-        reference.decode(engine.continuation(one.ids, reference.answer_tokens)).strip() for one in reference.asked
+        reference.decode(engine.continuation(one.ids, reference.answer_tokens)).strip()
+        for one in (reference.asked if reference.measured.answers else ())
     )
     changed = sum(mine != theirs for mine, theirs in zip(answers, reference.measured.answers))
-    share = changed / len(answers) if answers else 0.0
+    share = changed / len(answers) if answers else None
     found = Measured(name, bytes_, figures, answers, share, speed_of(engine, reference.texts))
     progress.finish(", ".join(f"{name}: mean KL {one.mean_kl:.2g}" for name, one in figures.items()))
     return found

@@ -25,6 +25,7 @@ from tunesmith.export.converter import convert
 from tunesmith.export.gguf_check import check_file, check_types
 from tunesmith.export.gguf_job import Prepared, prepare
 from tunesmith.export.gguf_plan import Plan, check_importance, plan
+from tunesmith.export.gguf_rows import THROUGH_F16, TOLERANCE, check_rows
 from tunesmith.export.gguf_tokens import EOM, EOT, check_tokens
 from tunesmith.export.imatrix import Matrix, for_export
 from tunesmith.export.llama_quantize import quantized_by_llama_cpp, rounding_job
@@ -122,6 +123,8 @@ class _Making:
     wanted: dict[str, Any]
     log: Path
     progress: Progress
+    tied: bool = False
+    importances: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     rare: list[str] = field(default_factory=list)
 
@@ -143,8 +146,9 @@ class _Making:
             )
         self.check(work, added)
 
-    def check(self, work: Path, added: dict[str, Any]) -> None:
-        self.figures |= check_file(work, self.stored, self.wanted | added)
+    def check(self, work: Path, added: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+        self.figures |= check_file(work, self.stored, self.wanted | added, tied=self.tied)
+        self.figures |= {"numbers": check_rows(work, self.stored, self.importances, tolerance)}
         with work.open("rb+") as file:
             os.fsync(file.fileno())
 
@@ -165,7 +169,7 @@ def export(
     is taken if it was computed from this model and text. ``prove`` is asked about the finished file before it gets its name; one that
     fails is kept as ``out`` with ``.failed``.
 
-    The file is kept only if every tensor arrived in its shape and type, llama.cpp's tokens equal the tokenizer's on the probes, and bos,
+    The file is kept only if every tensor arrived in its shape and type and with its numbers (a sample of rows), llama.cpp's tokens equal the tokenizer's on the probes, and bos,
     eos, chat template and every stop token of generation_config.json are what llama.cpp will use. Code in ``source`` is never run.
     Raises ExportError; then ``out`` does not exist, and when the converter failed its report is kept as ``out`` + ``.log``.
     """
@@ -206,7 +210,8 @@ def export(
         check_target(out, how.bytes + halves + 2**22)
     with whole_or_nothing(out) as work, scratch(out) as staging:
         staged, half = stage(source, staging / "model", settings), staging / "half.gguf"
-        making = _Making(prepared, staged, stored, tokenizer, stops, dict(prepared.metadata), log, progress)
+        tied = bool(getattr(settings.get_text_config(), "tie_word_embeddings", False))
+        making = _Making(prepared, staged, stored, tokenizer, stops, dict(prepared.metadata), log, progress, tied)
         if how is None:
             making.convert(work, config.level, int(numbers * level.bits / 8))
         else:
@@ -219,7 +224,7 @@ def export(
     figures = {
         **making.figures,
         "stop_token_ids": stops,
-        "tokens_equal": True,
+        "tokens_equal": not making.rare,
         "tokens_differ_in": making.rare,
         "warnings": prepared.warnings,
         **found,
@@ -235,11 +240,12 @@ def _write(
     """Write ``work`` as planned; ``half``: where the F16 file goes that is written before."""
     if half is not None:
         making.convert(half, "f16", 2 * sum(math.prod(s) for s in how.outline.tensors.values()))
+    making.importances = matrix.means(how.outline.tensors) if matrix is not None else {}
     if config.quantizer == "ggml":
         job = rounding_job(how, matrix, staging)
         making.convert(work, "f32", how.bytes, job)
     else:
         assert half is not None
         added = quantized_by_llama_cpp(half, work, how, matrix, making.progress)
-        making.check(work, added)
+        making.check(work, added, THROUGH_F16)
     check_types(work, how.types)

@@ -9,7 +9,7 @@ from tunesmith.chat.base import Engine, Sampling
 from tunesmith.chat.llamacpp import LlamaCppEngine
 from tunesmith.chat.ollama_engine import OllamaEngine
 from tunesmith.chat.transformers_engine import TransformersEngine
-from tunesmith.config.errors import RenderError, UserError
+from tunesmith.config.errors import RenderError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.held_out import HeldOut, total_loss
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
@@ -18,7 +18,9 @@ from tunesmith.render.conversation import Rendered
 from tunesmith.render.stop import stop_token_ids
 from tunesmith.verbs.checks.asked import spread
 from tunesmith.verbs.checks.subject import Served, Subject
+from tunesmith.verbs.opening import room_to_ask
 from tunesmith.verbs.prompts import with_system
+from tunesmith.verbs.quality_shown import why
 from tunesmith.verbs.targets import open_weights, renderer_of
 
 PROMPTS = 6
@@ -44,6 +46,8 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
         (where, lambda: OllamaEngine(served.name, served.server.url) if served is not None else _file(subject))
     )
     try:
+        for one in (target, replace(target, learned=None)) if target.learned is not None else (target,):
+            room_to_ask(one)
         found = compare(
             openers,
             questions,
@@ -51,10 +55,10 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
             Sampling(max_tokens=min(subject.asked.limit, MOST_TOKENS)),
             progress,
         )
-    except UserError as error:
-        return Check(6, "not measured", (f"the models could not be compared: {error.message}",)), None
+        total, tokens = total_loss(subject.file, rows) if served is not None and rows else (0.0, 0)
+    except Exception as error:  # it proves nothing, so it must not end a proved deployment
+        return Check(6, "not measured", (f"the models could not be compared: {' '.join(why(error).split())}",)), None
     if served is not None and rows:
-        total, tokens = total_loss(subject.file, rows)
         loss = total / tokens
         last = replace(found.candidates[-1], why="", loss=loss, perplexity=_perplexity(loss), tokens=tokens)
         found = replace(found, candidates=(*found.candidates[:-1], last))

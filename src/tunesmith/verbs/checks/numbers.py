@@ -31,10 +31,13 @@ class Told:
 
 def local(evidence: Evidence, failure: UserError | None) -> Check:
     """The hops measured in this process; ``failure``: what ``check_parity`` raised."""
-    figures = [str(hop) for hop in evidence.hops]
+    figures = [*(str(hop) for hop in evidence.hops), *evidence.missing]
     if failure is not None:
         return Check(3, "failed", (failure.message, *figures), MEANS, failure.hint or TODO_FILE)
-    return Check(3, "passed", (*figures, "full distributions; transformers computes in fp32"))
+    if not evidence.positions:  # no hop reaches the file
+        return Check(3, "not measured", tuple(figures))
+    fp32 = "" if any(hop.how for hop in evidence.hops) else "; transformers computes in fp32"
+    return Check(3, "passed", (*figures, f"full distributions{fp32}"))
 
 
 def served(
