@@ -40,6 +40,25 @@ def test_rows_keep_their_own_scale() -> None:
         assert (off <= weight.float().abs() * 2.0**-4 * 1.001 + scale.float() * 2.0**-10).all()
 
 
+def test_a_row_is_divided_by_the_scale_that_is_stored() -> None:
+    """By hand, in bfloat16: the largest weight 1 gives the scale 1/448 = 146.3/128 * 2^-9, stored as 146/128 * 2^-9. 210/256 is 367.5 of the exact
+    one, nearest to 352, and 368.2 of the stored one, nearest to 384 (float8 numbers there are 32 apart)."""
+    found, scale = fp8.rounded(torch.tensor([[1.0, 210 / 256]]).bfloat16())
+    assert scale.item() == 146 / 128 * 2**-9
+    assert found.float().tolist() == [[448.0, 384.0]]
+
+
+@pytest.mark.parametrize("largest", [2**-24, 1e-6, 1e-5, 3e-5, 4e-5, 1e-3, 0.02])
+def test_small_rows_of_float16_stay(largest: float) -> None:
+    """Their scales are below the normal numbers of float16, 2^-24 apart; each weight is still off by 1/16 at most, or by half of float8's smallest
+    step: 2^-10 of the scale."""
+    weight = (torch.linspace(-1, 1, 257) * largest).half()[None]
+    found, scale = fp8.rounded(weight)
+    off = (found.float() * scale.float() - weight.float()).abs()
+    assert (off <= weight.float().abs() / 16 + scale.float() * 2**-10).all()
+    assert found.float().abs().max() * scale.float() > 0.9 * weight.float().abs().max()
+
+
 @pytest.mark.parametrize(
     "family", ["llama", "phi3", *(pytest.param(name, marks=SLOW) for name in ("qwen2", "gemma3", "gpt_neox", "cohere"))]
 )

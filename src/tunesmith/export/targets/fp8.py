@@ -93,13 +93,17 @@ def _float8(tensor: StoredTensor) -> list[PlannedTensor]:
 def rounded(weight: torch.Tensor, name: str = "the weight") -> tuple[torch.Tensor, torch.Tensor]:
     """float8 of ``weight`` [out, in] and its scales [out, 1] in the type of the weight, in which loaders keep them.
 
-    A row is divided by its scale as stored, so that the rounding of the scale costs nothing. Raises ExportError for numbers that are not finite.
+    A row is divided by its scale as stored, so that the rounding of the scale costs nothing. Scales below the normal numbers of the type (rows
+    of float16 below 0.027), where those that can be stored lie far apart, are rounded up: else the largest weights would not fit, or
+    all would be 0. Raises ExportError for numbers that are not finite.
     """
     import torch
 
     largest = torch.finfo(torch.float8_e4m3fn).max
-    rows = weight.float()
-    scale = (rows.abs().amax(1, keepdim=True) / largest).to(weight.dtype)
+    rows, kind = weight.float(), torch.finfo(weight.dtype)
+    exact = rows.abs().amax(1, keepdim=True) / largest
+    step = kind.smallest_normal * kind.eps
+    scale = torch.where(exact < kind.smallest_normal, (exact / step).ceil() * step, exact).to(weight.dtype)
     if not bool(scale.isfinite().all()):
         raise ExportError(
             f"{name} holds numbers that are not finite", hint="the model is damaged: does it answer in chat?"
