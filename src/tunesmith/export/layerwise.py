@@ -22,6 +22,8 @@ from tunesmith.export.tensor_files import StoredTensor
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 """For each block: what it is called with behind the hidden states."""
+LONGEST = 2048
+"""Tokens of a row that are read; what is longer is cut, so that memory does not grow with the longest row."""
 
 
 class _Stop(Exception):
@@ -55,6 +57,11 @@ class Layerwise:
                         hint="export it --to gguf, which quantizes experts too",
                     )
 
+    def cut(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """``rows`` of token ids without empty ones, each at most ``LONGEST`` and what the model reads at once."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+        return [[int(token) for token in row[: min(limit, LONGEST)]] for row in rows if len(row) > 0]
+
     def linear(self, block: int, name: str) -> nn.Linear:
         """A linear layer of a block."""
         found = self.blocks[block].get_submodule(name)
@@ -62,8 +69,12 @@ class Layerwise:
         return found
 
     def weight_name(self, block: int, linear: str) -> str:
-        """The stored name of the weight of a linear layer. Raises ExportError when the file calls it otherwise than the model."""
-        name = f"{self.name}.{block}.{linear}.weight"
+        """The stored name of the weight of a linear layer; see ``tensor_name``."""
+        return self.tensor_name(block, f"{linear}.weight")
+
+    def tensor_name(self, block: int, parameter: str) -> str:
+        """The stored name of a parameter of a block. Raises ExportError when the file calls it otherwise than the model."""
+        name = f"{self.name}.{block}.{parameter}"
         if [part[0] for part in self.parts.get(name, ())] != [name]:
             raise ExportError(
                 f"{self.folder}: no tensor {name} in its files, which call their weights otherwise than transformers does",
@@ -129,25 +140,31 @@ class Layerwise:
             self.forward(i, hidden)
         return [names for _, names in seen]
 
-    def hessian(self, i: int, linear: str, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The mean of x xᵀ over the inputs x of a linear layer of block ``i``, fp32 [in, in] on the device."""
-        module = self.linear(i, linear)
-        total = torch.zeros(module.in_features, module.in_features, device=self.device)
-        count = 0
+    def inputs(self, i: int, linear: str, hidden: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What a linear layer of block ``i`` gets, fp32 [tokens, in] on the device, for each of the rows ``hidden``; the block is run no further."""
+        module, width = self.linear(i, linear), self.linear(i, linear).in_features
+        seen: list[torch.Tensor] = []
 
-        def add(_: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal count
-            x = args[0].reshape(-1, args[0].shape[-1])
-            total.addmm_(x.t(), x)
-            count += len(x)
+        def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0].reshape(-1, width))
             raise _Stop
 
-        with _hooks([(module, add)]):
-            for h in hidden:
+        for h in hidden:
+            with _hooks([(module, catch)]):
                 try:
                     self.forward(i, h)
                 except _Stop:
                     pass
+            if seen:
+                yield seen.pop()
+
+    def hessian(self, i: int, linear: str, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean of x xᵀ over the inputs x of a linear layer of block ``i``, fp32 [in, in] on the device."""
+        width = self.linear(i, linear).in_features
+        total, count = torch.zeros(width, width, device=self.device), 0
+        for x in self.inputs(i, linear, hidden):
+            total.addmm_(x.t(), x)
+            count += len(x)
         return total.div_(max(1, count))
 
     def _first_call(self, row: Sequence[int], *, away: bool = True) -> Any:
