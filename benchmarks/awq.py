@@ -51,12 +51,12 @@ def main() -> None:
         exact: Any = {}
         results: list[dict[str, Any]] = [{"name": "16 bit", **figures(folder, texts, exact)}]
         show(results[-1])
+        about = {"tokens": sum(map(len, rows)), "rows": len(rows), "group": given.group, "blocks": given.blocks}
         for name in given.only:
             target, settings = WAYS[name]
             results.append(run(folder, Path(place) / "out", target, settings, given.group, rows, texts, exact, name))
-    about = {"tokens": sum(map(len, rows)), "rows": len(rows), "group": given.group, "blocks": given.blocks}
-    place = Path(__file__).parent / "results" / "awq.json"
-    place.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+            kept = Path(__file__).parent / "results" / "awq.json"
+            kept.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
 
 
 def run(

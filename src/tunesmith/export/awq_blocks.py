@@ -14,6 +14,7 @@ into the weights of what puts out x (``awq_pairs``), so the packed model has no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from tunesmith.models.quantization._stored_linear import awq_weight, awq_words
 
 TRIED = 10
 """Steps of the exponent from 0 to 1."""
-SEARCH_TOKENS = 2048
+SEARCH_TOKENS = 1024
 """Text on which the error of a block is measured while scales are searched; means of inputs are taken over all of it."""
 PARTS = ("qweight", "qzeros", "scales")
 
@@ -66,8 +67,9 @@ def _block(
     costs: list[torch.Tensor] = []
     for names in groups:
         mean, square = _inputs(model, i, names[0], hidden)
-        before = find(model, i, names, sample.shortest)
-        power, by = _search(model, i, names, before, mean, square, grid, sample) if before is not None else (0.0, None)
+        rounded = [name for name in names if packable(model, i, name)]
+        before = find(model, i, names, sample.shortest) if rounded else None
+        power, by = _search(model, i, rounded, before, mean, grid, sample) if before is not None else (0.0, None)
         if by is not None and before is not None:
             factors = by[before.channel]
             changed += before.divide(model.blocks[i], by)
@@ -130,9 +132,13 @@ def _inputs(model: Layerwise, i: int, layer: str, hidden: Sequence[torch.Tensor]
 
 
 def _search(
-    model: Layerwise, i: int, names: Sequence[str], before: Before, mean: torch.Tensor, square: torch.Tensor, grid: Grid, sample: _Sample
+    model: Layerwise, i: int, names: Sequence[str], before: Before, mean: torch.Tensor, grid: Grid, sample: _Sample
 ) -> tuple[float, torch.Tensor | None]:  # fmt: skip
-    """The exponent with the smallest error of the block, and its scales by output of ``before``; (0, None): none is better than no scale."""
+    """The exponent with the smallest error of the block, and its scales by output of ``before``; (0, None): none is better than no scale.
+
+    Ranges are not searched here, which would take more time than all the rest; they are when the layer is packed.
+    """
+    plain = replace(grid, search=False)
     strength = torch.zeros(before.count, device=mean.device).index_add_(0, before.channel, mean)
     strength = strength.clamp(min=float(strength.mean()) * 1e-4)
     modules = [model.linear(i, name) for name in names]
@@ -143,7 +149,7 @@ def _search(
         by = by / (by.max() * by.min()).sqrt()
         factors = by[before.channel]
         for module, weight in zip(modules, weights, strict=True):
-            module.weight.data = to_nearest(weight * factors, grid, square / factors.square()).weight() / factors
+            module.weight.data = to_nearest(weight * factors, plain).weight() / factors
         error = sample.error()
         if error < best:
             best, power, scales = error, step / TRIED, by if step else None
