@@ -33,11 +33,14 @@ class _Stop(Exception):
 class Layerwise:
     """The model of ``folder`` without weights, and its ``blocks``, filled and emptied one by one.
 
-    ``stored``: the folder's tensors; ``linears[i]``: names within block i of its linear layers. Raises ExportError for a model whose blocks
-    cannot be found, or whose experts are fused into tensors that no linear layer holds.
+    ``stored``: the folder's tensors; ``linears[i]``: names within block i of its linear layers; ``experts``: names in the model of weights
+    that hold all experts of a layer. Raises ExportError for a model whose blocks cannot be found, or that has such weights, which no
+    linear layer holds (unless ``with_experts``: then the caller sees to them).
     """
 
-    def __init__(self, folder: Path, stored: dict[str, StoredTensor], device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, stored: dict[str, StoredTensor], device: torch.device, *, with_experts: bool = False
+    ) -> None:
         self.folder, self.stored, self.device = folder, stored, device
         self.model = empty_model(folder).eval().requires_grad_(False)
         self.parts = stored_parts(self.model, stored)
@@ -48,14 +51,19 @@ class Layerwise:
         self._tuples = False
         if not any(self.linears):
             raise ExportError(f"{folder}: its blocks hold no linear layers", hint="export it --to gguf instead")
-        for block in self.blocks:
-            for name, parameter in block.named_parameters():
-                owner = block.get_submodule(name.rpartition(".")[0])
-                if parameter.ndim > 2 and not isinstance(owner, nn.modules.conv._ConvNd):
-                    raise ExportError(
-                        f"{folder} is a mixture of experts ({self.name}.*.{name}): its experts cannot be quantized this way yet",
-                        hint="export it --to gguf, which quantizes experts too",
-                    )
+        self.experts = [
+            f"{self.name}.{i}.{name}"
+            for i, block in enumerate(self.blocks)
+            for name, parameter in block.named_parameters()
+            if parameter.ndim > 2
+            and not isinstance(block.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvNd)
+        ]
+        if self.experts and not with_experts:
+            raise ExportError(
+                f"{folder} is a mixture of experts ({self.experts[0]}): its experts are computed from one tensor, where "
+                "what enters each of them cannot be seen",
+                hint="export it --to fp8, which needs no text, or --to gguf, which quantizes experts too",
+            )
 
     def cut(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         """``rows`` of token ids without empty ones, each at most ``LONGEST`` and what the model reads at once."""
