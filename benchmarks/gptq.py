@@ -82,19 +82,7 @@ def main() -> None:
     cut = tempfile.TemporaryDirectory()
     if given.blocks is not None:
         folder = shortened(folder, Path(cut.name) / "model", given.blocks)
-    tokenizer = open_tokenizer(folder)
-    stage = sft.build(sft.Config(), Renderer(tokenizer, max_length=512))
-    encoded = [
-        list(map(int, stage.encode(e).ids))
-        for e in load(DataConfig(train=("lantern_bay",), eval_share=0), seed=0).train
-    ]
-    held, rows, used = encoded[:8], [], 0
-    for row in encoded[8:]:
-        rows.append(row[: given.tokens - used])
-        used += len(rows[-1])
-        if used >= given.tokens:
-            break
-    texts = {"own": held, **{name: [tokenizer(text).input_ids] for name, text in TEXTS.items()}}
+    texts, rows = prepared(folder, given.tokens)
     exact: Exact = {}
     results = [{"name": "16 bit", **figures(folder, texts, exact)}]
     show(results[-1])
@@ -106,8 +94,28 @@ def main() -> None:
                 results.append(other(given.other, folder, Path(place), rows, texts, exact, bits, given.group))
     target = Path(__file__).parent / "results" / "gptq.json"
     target.write_text(
-        json.dumps({"tokens": used, "rows": len(rows), "group": given.group, "results": results}, indent=1) + "\n"
+        json.dumps(
+            {"tokens": sum(map(len, rows)), "rows": len(rows), "group": given.group, "results": results}, indent=1
+        )
+        + "\n"
     )
+
+
+def prepared(folder: Path, tokens: int) -> tuple[dict[str, list[list[int]]], list[list[int]]]:
+    """Texts to measure on, and other rows of ``lantern_bay`` to calibrate with, ``tokens`` of them together."""
+    tokenizer = open_tokenizer(folder)
+    stage = sft.build(sft.Config(), Renderer(tokenizer, max_length=512))
+    encoded = [
+        list(map(int, stage.encode(e).ids))
+        for e in load(DataConfig(train=("lantern_bay",), eval_share=0), seed=0).train
+    ]
+    held, rows, used = encoded[:8], [], 0
+    for row in encoded[8:]:
+        rows.append(row[: tokens - used])
+        used += len(rows[-1])
+        if used >= tokens:
+            break
+    return {"own": held, **{name: [tokenizer(text).input_ids] for name, text in TEXTS.items()}}, rows
 
 
 def variants(bits: int, group: int, *, every: bool) -> dict[str, dict[str, Any]]:

@@ -114,11 +114,16 @@ def test_a_new_file_is_a_target(run: RunFolder, new_target: str, tmp_path: Path)
         export(str(run.path), new_target, SILENT, level="q8_0")
 
 
-def test_calibration_is_repeatable_and_says_where_from(run: RunFolder, tiny: Path, tmp_path: Path) -> None:
+def test_calibration_is_repeatable_and_says_where_from(
+    run: RunFolder, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, said = target_of(str(run.path), SILENT), Said()
     rows = calibration_rows(target, tiny, 150, 0, progress=said)
     assert rows == calibration_rows(target, tiny, 150, 0) != calibration_rows(target, tiny, 150, 1)
     assert len({len(row) for row in rows}) > 1, "rows need no common length"
+    with monkeypatch.context() as patch:
+        patch.setattr("tunesmith.verbs.calibration.WINDOW", 20)
+        assert {len(row) for row in calibration_rows(target, tiny, 150, 0)} == {20}, "long conversations are cut"
     assert "calibrating with" in said.lines[-1] and f"run {run.id}'s own data" in said.lines[-1]
     every = calibration_rows(target, tiny, 10**6, 0, progress=said)
     assert len(every) == len(own_text(target, tiny, SILENT).calibrate) and "(1000000 would be better" in said.lines[-1]

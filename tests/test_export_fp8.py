@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ def test_rows_keep_their_own_scale() -> None:
         assert (off <= weight.float().abs() * 2.0**-4 * 1.001 + scale.float() * 2.0**-10).all()
 
 
+def test_a_row_is_divided_by_the_scale_that_is_stored() -> None:
+    """By hand, in bfloat16: the largest weight 1 gives the scale 1/448 = 146.3/128 * 2^-9, stored as 146/128 * 2^-9. 210/256 is 367.5 of the exact
+    one, nearest to 352, and 368.2 of the stored one, nearest to 384 (float8 numbers there are 32 apart)."""
+    found, scale = fp8.rounded(torch.tensor([[1.0, 210 / 256]]).bfloat16())
+    assert scale.item() == 146 / 128 * 2**-9
+    assert found.float().tolist() == [[448.0, 384.0]]
+
+
+@pytest.mark.parametrize("largest", [2**-24, 1e-6, 1e-5, 3e-5, 4e-5, 1e-3, 0.02])
+def test_small_rows_of_float16_stay(largest: float) -> None:
+    """Their scales are below the normal numbers of float16, 2^-24 apart; each weight is still off by 1/16 at most, or by half of float8's smallest
+    step: 2^-10 of the scale."""
+    weight = (torch.linspace(-1, 1, 257) * largest).half()[None]
+    found, scale = fp8.rounded(weight)
+    off = (found.float() * scale.float() - weight.float()).abs()
+    assert (off <= weight.float().abs() / 16 + scale.float() * 2**-10).all()
+    assert found.float().abs().max() * scale.float() > 0.9 * weight.float().abs().max()
+
+
 @pytest.mark.parametrize(
     "family", ["llama", "phi3", *(pytest.param(name, marks=SLOW) for name in ("qwen2", "gemma3", "gpt_neox", "cohere"))]
 )
@@ -71,10 +91,37 @@ def test_what_is_written(tmp_path: Path, family: str) -> None:
         assert torch.equal(found.get_submodule(name).dequantize(), rounded.float() * scale)
 
 
+@pytest.mark.parametrize(
+    "family", ["mixtral", *(pytest.param(f, marks=SLOW) for f in ("qwen3_moe", "deepseek_v3", "jamba"))]
+)
+def test_experts(tmp_path: Path, family: str) -> None:
+    """Each expert's weights are packed under their own names, as vLLM reads them, routers are not; opened by our reader the model answers as one
+    whose weights are what the packed ones stand for."""
+    sizes = {} if family in ("mixtral", "jamba") else {"moe_intermediate_size": 32}
+    base, out = make_family(tmp_path / "base", family, **sizes), tmp_path / "out"
+    report = fp8.export(base, out, fp8.Config())
+    old, new = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
+    experts = {name for name in old if ".experts." in name}
+    packed = {name for name, tensor in new.items() if tensor.dtype == torch.float8_e4m3fn}
+    assert experts and experts < packed and len(packed) == report.checks["layers"]
+    ignored = json.loads((out / "config.json").read_text())["quantization_config"]["ignore"]
+    routers = [n for n in old if n.endswith((".gate.weight", ".router.weight"))]
+    assert routers and not packed & set(routers) and {n.removesuffix(".weight") for n in routers} <= set(ignored)
+    stand_for = dict(old)
+    for name in packed:
+        stand_for[name] = new[name].float() * new[f"{name}_scale"].float()
+    plain = shutil.copytree(base, tmp_path / "plain")
+    save_file(stand_for, plain / "model.safetensors", {"format": "pt"})
+    ids = torch.arange(6, 40)[None]
+    exact, found, first = (open_model(f, dtype=torch.float32, device=CPU)(ids).logits for f in (plain, out, base))
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+    assert (first - exact).abs().max() > 1e-3
+
+
 def test_refused(tmp_path: Path) -> None:
     base, out = make_family(tmp_path / "base", "llama"), tmp_path / "out"
-    with pytest.raises(ExportError, match="mixture of experts"):
-        fp8.export(make_family(tmp_path / "experts", "mixtral"), out, fp8.Config())
+    with pytest.raises(ExportError, match="stores all experts of a layer in one tensor"):
+        fp8.export(make_family(tmp_path / "experts", "granitemoe"), out, fp8.Config())
     fp8.export(base, tmp_path / "packed", fp8.Config())
     with pytest.raises(ExportError, match="stored quantized already"):
         fp8.export(tmp_path / "packed", out, fp8.Config())

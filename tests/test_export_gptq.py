@@ -96,6 +96,14 @@ def test_block_by_block_equals_the_whole_model(tmp_path: Path, family: str) -> N
         assert all(torch.equal(one, together[0]) for one in together)
 
 
+def test_long_rows_are_cut(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At what the model reads, and at a bound that keeps memory small whatever it reads; empty rows are left out."""
+    parts, rows = layerwise(llama), [list(range(6, 66)) * 5, [], [7, 8]]
+    assert parts.cut(rows) == [rows[0][:128], [7, 8]], "the model reads 128"
+    monkeypatch.setattr("tunesmith.export.layerwise.LONGEST", 50)
+    assert parts.cut(rows) == [rows[0][:50], [7, 8]]
+
+
 def test_no_padding_takes_part(llama: Path) -> None:
     """The Hessian of rows of unequal length is the mean over their own tokens, as a padded batch gives it when its padding is left out."""
     parts, rows = layerwise(llama), texts()

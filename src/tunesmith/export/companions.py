@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith.config.errors import ExportError
 from tunesmith.export.base import LOCK
 from tunesmith.export.facts import hub_place, origin_of
-from tunesmith.export.model_config import without_code
+from tunesmith.export.model_config import generation_config, without_code
 from tunesmith.export.new_tokens import write_tokens
 from tunesmith.export.tensor_files import read_json
 from tunesmith.hub.licences import licence_files, may_travel, told_by_text
@@ -84,6 +84,22 @@ def save_tokenizer(source: Path, out: Path, template: str, tokens: Sequence[NewT
     write_template(source, out, template)
     if tokens:
         write_tokens(out, tokens)
+
+
+def write_beside(
+    out: Path, settings: dict[str, Any], base: Path, stops: Sequence[int], words: Path, template: str | None, licences: list[Path], card: str
+) -> None:  # fmt: skip
+    """All that stands beside the weights of a whole model, but for the checksums.
+
+    ``settings``: config.json; ``base``: whose generation_config.json it gets, with ``stops``; ``words``: whose tokenizer; ``licences``: folders
+    whose licence files travel along. Raises ExportError.
+    """
+    for name, value in (("config.json", settings), ("generation_config.json", generation_config(base, stops))):
+        (out / name).write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    copy_tokenizer(words, out)
+    write_template(words, out, template)
+    copy_licences(licences, out)
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 def copy_licences(sources: list[Path], out: Path) -> list[str]:

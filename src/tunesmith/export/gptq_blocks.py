@@ -2,14 +2,13 @@
 
 Within a block the layers follow each other as the data does (the paper's "true sequential"): what gets the same input (q, k and v;
 gate and up) is one problem and is solved as one, so those layers also share their order of inputs, as loaders that fuse them
-demand. A weight is what the reader of the file makes of the packed tensors, also on the way through the blocks, and also when
-finished blocks are read back: so an export that was killed ends in the same bytes.
+demand. A weight is what the reader of the file makes of the packed tensors, also on the way through the blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,12 +16,11 @@ import torch
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import Progress
 from tunesmith.export.block_files import BlockFiles
+from tunesmith.export.by_block import Done, packable, through_blocks
 from tunesmith.export.gptq_solver import Grid, Rounded, output_error, solve
 from tunesmith.export.layerwise import Layerwise
 from tunesmith.models.quantization._stored_linear import gptq_weight, pack_words
 
-WORD = 32
-"""Widths must be multiples of it, so that 2, 3, 4 and 8 bit values fill whole 32-bit words in both directions."""
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -33,20 +31,6 @@ class Gptq:
     grid: Grid
     order: str
     damp: float
-
-
-@dataclass
-class Done:
-    """``errors``: relative squared output error by layer; ``kept``: layers that stay in 16 bits; both by stored name, without ``.weight``."""
-
-    errors: dict[str, float] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
-
-
-def packable(model: Layerwise, block: int, linear: str) -> bool:
-    """Whether the widths of a layer fill whole words."""
-    module = model.linear(block, linear)
-    return module.in_features % WORD == 0 and module.out_features % WORD == 0
 
 
 def packed(rounded: Rounded, bits: int) -> dict[str, torch.Tensor]:
@@ -60,30 +44,12 @@ def packed(rounded: Rounded, bits: int) -> dict[str, torch.Tensor]:
 
 
 def quantize(model: Layerwise, rows: Sequence[Sequence[int]], how: Gptq, files: BlockFiles, progress: Progress) -> Done:
-    """Quantize every block, each into its file of ``files``; blocks that are there already are passed through. Raises ExportError."""
-    done = Done()
-    total, finished = sum(len(names) for names in model.linears), files.finished()
-    if finished:
-        progress.say(f"{finished} of {len(model.blocks)} blocks were finished before: going on from there")
-    progress.start("gptq", total, "layers")
-    hidden = model.embed(rows)
-    for i in range(len(model.blocks)):
-        model.block(i)
-        if i < finished:
-            _restore(model, i, files.load(i), how.grid.bits)
-            progress.advance(len(model.linears[i]))
-        else:
-            tensors, figures = _block(model, i, hidden, how, progress)
-            files.save(i, tensors, figures)
-        figures = files.figures(i)
-        done.errors |= figures["errors"]
-        done.kept += figures["kept"]
-        if i + 1 < len(model.blocks):
-            hidden = [model.forward(i, h) for h in hidden]
-        model.empty(i)
-    mean = sum(done.errors.values()) / max(1, len(done.errors))
-    progress.finish(f"{len(done.errors)} layers, mean squared error of their outputs {mean:.2%}")
-    return done
+    """Quantize every block, see ``through_blocks``; errors are relative squared errors of the layers' outputs."""
+    return through_blocks(
+        model, rows, files, progress, "gptq",
+        lambda i, hidden: _block(model, i, hidden, how, progress),
+        lambda i, tensors: _restore(model, i, tensors, how.grid.bits),
+    )  # fmt: skip
 
 
 def _block(

@@ -102,14 +102,16 @@ def solve(
     return Rounded(codes[back].t().contiguous(), scales.half(), zeros.int(), group_of[back].int())
 
 
-def to_nearest(weight: torch.Tensor, grid: Grid) -> Rounded:
-    """``weight`` [out, in] rounded to the nearest numbers, without any calibration."""
+def to_nearest(weight: torch.Tensor, grid: Grid, cost: torch.Tensor | None = None) -> Rounded:
+    """``weight`` [out, in] rounded to the nearest numbers; no column makes up for another.
+
+    ``cost`` [in] weighs the errors of the columns when scales are searched (the mean square of the inputs); None: all alike.
+    """
     columns = weight.shape[1]
     size = columns if grid.group < 0 else grid.group
-    alike = weight.new_ones(columns // size, size)
-    scales, zeros = (
-        t.t().contiguous() for t in scales_and_zeros(weight.float().view(len(weight), -1, size), alike, grid)
-    )
+    alike = weight.new_ones(columns) if cost is None else cost
+    found = scales_and_zeros(weight.float().view(len(weight), -1, size), alike.view(-1, size), grid)
+    scales, zeros = (t.t().contiguous() for t in found)
     g_idx = torch.arange(columns, device=weight.device) // size
     codes = _codes(weight.float(), scales.t()[:, g_idx], zeros.t()[:, g_idx], grid.bits)
     return Rounded(codes.to(torch.uint8), scales.half(), zeros.int(), g_idx.int())

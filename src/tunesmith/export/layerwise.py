@@ -22,6 +22,8 @@ from tunesmith.export.tensor_files import StoredTensor
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 """For each block: what it is called with behind the hidden states."""
+LONGEST = 2048
+"""Tokens of a row that are read; what is longer is cut, so that memory does not grow with the longest row."""
 
 
 class _Stop(Exception):
@@ -31,11 +33,14 @@ class _Stop(Exception):
 class Layerwise:
     """The model of ``folder`` without weights, and its ``blocks``, filled and emptied one by one.
 
-    ``stored``: the folder's tensors; ``linears[i]``: names within block i of its linear layers. Raises ExportError for a model whose blocks
-    cannot be found, or whose experts are fused into tensors that no linear layer holds.
+    ``stored``: the folder's tensors; ``linears[i]``: names within block i of its linear layers; ``experts``: names in the model of weights
+    that hold all experts of a layer. Raises ExportError for a model whose blocks cannot be found, or that has such weights, which no
+    linear layer holds (unless ``with_experts``: then the caller sees to them).
     """
 
-    def __init__(self, folder: Path, stored: dict[str, StoredTensor], device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, stored: dict[str, StoredTensor], device: torch.device, *, with_experts: bool = False
+    ) -> None:
         self.folder, self.stored, self.device = folder, stored, device
         self.model = empty_model(folder).eval().requires_grad_(False)
         self.parts = stored_parts(self.model, stored)
@@ -46,14 +51,24 @@ class Layerwise:
         self._tuples = False
         if not any(self.linears):
             raise ExportError(f"{folder}: its blocks hold no linear layers", hint="export it --to gguf instead")
-        for block in self.blocks:
-            for name, parameter in block.named_parameters():
-                owner = block.get_submodule(name.rpartition(".")[0])
-                if parameter.ndim > 2 and not isinstance(owner, nn.modules.conv._ConvNd):
-                    raise ExportError(
-                        f"{folder} is a mixture of experts ({self.name}.*.{name}): its experts cannot be quantized this way yet",
-                        hint="export it --to gguf, which quantizes experts too",
-                    )
+        self.experts = [
+            f"{self.name}.{i}.{name}"
+            for i, block in enumerate(self.blocks)
+            for name, parameter in block.named_parameters()
+            if parameter.ndim > 2
+            and not isinstance(block.get_submodule(name.rpartition(".")[0]), nn.modules.conv._ConvNd)
+        ]
+        if self.experts and not with_experts:
+            raise ExportError(
+                f"{folder} is a mixture of experts ({self.experts[0]}): its experts are computed from one tensor, where "
+                "what enters each of them cannot be seen",
+                hint="export it --to fp8, which needs no text, or --to gguf, which quantizes experts too",
+            )
+
+    def cut(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """``rows`` of token ids without empty ones, each at most ``LONGEST`` and what the model reads at once."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or LONGEST
+        return [[int(token) for token in row[: min(limit, LONGEST)]] for row in rows if len(row) > 0]
 
     def linear(self, block: int, name: str) -> nn.Linear:
         """A linear layer of a block."""
@@ -62,8 +77,12 @@ class Layerwise:
         return found
 
     def weight_name(self, block: int, linear: str) -> str:
-        """The stored name of the weight of a linear layer. Raises ExportError when the file calls it otherwise than the model."""
-        name = f"{self.name}.{block}.{linear}.weight"
+        """The stored name of the weight of a linear layer; see ``tensor_name``."""
+        return self.tensor_name(block, f"{linear}.weight")
+
+    def tensor_name(self, block: int, parameter: str) -> str:
+        """The stored name of a parameter of a block. Raises ExportError when the file calls it otherwise than the model."""
+        name = f"{self.name}.{block}.{parameter}"
         if [part[0] for part in self.parts.get(name, ())] != [name]:
             raise ExportError(
                 f"{self.folder}: no tensor {name} in its files, which call their weights otherwise than transformers does",
@@ -129,25 +148,31 @@ class Layerwise:
             self.forward(i, hidden)
         return [names for _, names in seen]
 
-    def hessian(self, i: int, linear: str, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The mean of x xᵀ over the inputs x of a linear layer of block ``i``, fp32 [in, in] on the device."""
-        module = self.linear(i, linear)
-        total = torch.zeros(module.in_features, module.in_features, device=self.device)
-        count = 0
+    def inputs(self, i: int, linear: str, hidden: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What a linear layer of block ``i`` gets, fp32 [tokens, in] on the device, for each of the rows ``hidden``; the block is run no further."""
+        module, width = self.linear(i, linear), self.linear(i, linear).in_features
+        seen: list[torch.Tensor] = []
 
-        def add(_: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal count
-            x = args[0].reshape(-1, args[0].shape[-1])
-            total.addmm_(x.t(), x)
-            count += len(x)
+        def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0].reshape(-1, width))
             raise _Stop
 
-        with _hooks([(module, add)]):
-            for h in hidden:
+        for h in hidden:
+            with _hooks([(module, catch)]):
                 try:
                     self.forward(i, h)
                 except _Stop:
                     pass
+            if seen:
+                yield seen.pop()
+
+    def hessian(self, i: int, linear: str, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean of x xᵀ over the inputs x of a linear layer of block ``i``, fp32 [in, in] on the device."""
+        width = self.linear(i, linear).in_features
+        total, count = torch.zeros(width, width, device=self.device), 0
+        for x in self.inputs(i, linear, hidden):
+            total.addmm_(x.t(), x)
+            count += len(x)
         return total.div_(max(1, count))
 
     def _first_call(self, row: Sequence[int], *, away: bool = True) -> Any:

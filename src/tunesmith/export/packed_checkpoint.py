@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.errors import ExportError
-from tunesmith.config.files import write_json
 from tunesmith.config.progress import Progress
 from tunesmith.export import companions
 from tunesmith.export.base import proved, whole_or_nothing
 from tunesmith.export.facts import hub_name
 from tunesmith.export.load_back import check_loads
-from tunesmith.export.model_config import completed, generation_config, load_config, stop_tokens
+from tunesmith.export.model_config import completed, load_config, stop_tokens
 from tunesmith.export.shards import JOURNAL, write_shards
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model
 from tunesmith.export.trained import is_part
@@ -78,14 +77,8 @@ def write_checkpoint(
         written = write_shards(work, tensors, SHARD_BYTES, progress)
         (work / JOURNAL).unlink()
         progress.finish()
-        write_json(work / "config.json", settings)
-        write_json(work / "generation_config.json", generation_config(source, stops))
-        companions.save_tokenizer(source, work, template) if template else companions.copy_tokenizer(source, work)
-        if not template:
-            companions.write_template(source, work, None)
-        companions.copy_licences([source], work)
         card = companions.model_card(source, hub_name(None, raw, source), [*facts, "made with Tunesmith"])
-        (work / "README.md").write_text(card, encoding="utf-8")
+        companions.write_beside(work, settings, source, stops, source, template, [source], card)
         checks = check_loads(work, read, source, template)
         companions.write_checksums(work, written.sums)
         checks |= proved(prove, work, out) if prove is not None else {}

@@ -31,7 +31,7 @@ MEASURED_SHARE = 0.2
 MOST_READ = 20_000
 """So many rows of such a set are looked at."""
 WINDOW = 2048
-"""Plain texts are cut into pieces of so many tokens."""
+"""Plain texts are cut into pieces of so many tokens; of a conversation no more calibrate."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def calibration_rows(
 ) -> list[tuple[int, ...]]:
     """Rows of token ids, about ``tokens`` of them together, for a target that calibrates; the same for the same ``seed``.
 
-    Whole conversations, rendered as in training (BOS where the template writes it), cut only at the longest that the model reads.
+    Whole conversations, rendered as in training (BOS where the template writes it), cut at ``WINDOW`` tokens or what the model reads.
     They need no common length, and there may be fewer tokens than wanted, which is said. Raises UserError when ``data`` cannot be read.
     """
     text = own_text(target, merged, progress, data=data, seed=seed)
-    longest = context_limit(merged) or WINDOW
+    longest = min(context_limit(merged) or WINDOW, WINDOW)
     order = list(range(len(text.calibrate)))
     random.Random(seed).shuffle(order)
     rows: list[tuple[int, ...]] = []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
@@ -14,15 +13,10 @@ from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.base import Report, check_target, size_of
 from tunesmith.export.block_files import BlockFiles, fingerprint
-from tunesmith.export.packed_checkpoint import full_disk_in_words, read_source, unchanged, write_checkpoint
-from tunesmith.export.tensor_files import PlannedTensor, StoredTensor
+from tunesmith.export.packed_checkpoint import full_disk_in_words, read_source, write_checkpoint
 from tunesmith.models.devices import best_device
 
-if TYPE_CHECKING:
-    from tunesmith.export.layerwise import Layerwise
-
 SOURCE, OUT = "merged", "folder"
-GROUPS = (128, 64, 32)
 USUAL = {8: 0.02, 4: 0.2, 3: 1.0, 2: 4.0}
 """Mean KL (nats) to the 16-bit model that an export with so many bits usually stays below (SmolLM2-135M: 0.0004, 0.09, 0.27, 1.0)."""
 FORMAT = 1
@@ -120,20 +114,19 @@ def export(
     not exist.
     """
     stored = read_source(source)
-    rows = [[int(token) for token in row] for row in calibration if len(row) > 0]
-    if not rows:
+    if not any(len(row) for row in calibration):
         raise ExportError(
             "GPTQ needs calibration text, and there is none",
             hint="export from a run, whose data are taken, or name some text; --to fp8 needs none",
         )
+    from tunesmith.export.by_block import group_size, kept_note, room, with_blocks
     from tunesmith.export.gptq_blocks import Gptq, quantize
     from tunesmith.export.gptq_solver import Grid
     from tunesmith.export.layerwise import Layerwise
 
     model = Layerwise(source, stored, best_device())
-    group = _group_size(model, config.group_size)
-    weights = sum(t.nbytes for t in stored.values())
-    check_target(out, 2 * _packed_bytes(model, stored, config.bits) + weights - _linear_bytes(model, stored) + 2**22)
+    rows, group = model.cut(calibration), group_size(model, config.group_size)
+    check_target(out, room(model, stored, config.bits))
     sym = config.bits in (4, 8) if config.sym is None else config.sym
     how = Gptq(Grid(config.bits, group, sym, config.search), config.act_order, config.damp)
     folder = out.parent / f".{out.name}.blocks"
@@ -147,53 +140,16 @@ def export(
             f"GPTQ, {config.bits} bits, group size {group}, {'symmetric' if sym else 'asymmetric'}: {len(done.errors)} linear layers, "
             f"calibrated on {len(rows)} texts of together {tokens} tokens; embeddings and output layer unquantized",
         ]
-        checks = write_checkpoint(source, out, _tensors(stored, model, files), settings, facts, progress, prove)
+        checks = write_checkpoint(
+            source, out, with_blocks(stored, files, len(model.blocks)), settings, facts, progress, prove
+        )
     files.remove()
-    mean = sum(done.errors.values()) / len(done.errors)
     return Report(
         out,
         size_of(out),
-        {"layers": len(done.errors), "layer_error": mean, "group_size": group, "sym": sym, **checks},
-        _notes(config.bits, sym, done.kept),
+        {"layers": len(done.errors), "layer_error": done.mean_error, "group_size": group, "sym": sym, **checks},
+        (*_for_vllm(config.bits, sym), *kept_note(done.kept)),
     )
-
-
-def _group_size(model: Layerwise, wanted: int | None) -> int:
-    """The size to use. Raises ExportError when ``wanted`` does not divide a width, or when no layer can be packed at all."""
-    from tunesmith.export.gptq_blocks import WORD, packable
-
-    widths: dict[int, str] = {
-        model.linear(i, name).in_features: model.weight_name(i, name)
-        for i, names in enumerate(model.linears)
-        for name in names
-        if packable(model, i, name)
-    }
-    if not widths:
-        raise ExportError(
-            f"no linear layer of this model has widths that are multiples of {WORD}, as GPTQ files demand"
-        )
-    fits = [size for size in GROUPS if all(width % size == 0 for width in widths)]
-    if wanted is None:
-        return fits[0]
-    for width, name in widths.items():
-        if wanted > 0 and width % wanted:
-            raise ExportError(
-                f"group_size={wanted} does not divide the {width} inputs of {name}",
-                hint=f"sizes that divide every layer of this model: {', '.join(map(str, fits))}, -1 (whole rows)",
-            )
-    return wanted
-
-
-def _linear_bytes(model: Layerwise, stored: dict[str, StoredTensor]) -> int:
-    return sum(stored[model.weight_name(i, n)].nbytes for i, names in enumerate(model.linears) for n in names)
-
-
-def _packed_bytes(model: Layerwise, stored: dict[str, StoredTensor], bits: int) -> int:
-    """About what the layers take packed: scales and zeros of the smallest groups included."""
-    count = sum(
-        math.prod(stored[model.weight_name(i, n)].shape) for i, names in enumerate(model.linears) for n in names
-    )
-    return int(count * (bits / 8 + 3 / 32))
 
 
 def _settings(how: Any, kept: list[str]) -> dict[str, Any]:
@@ -209,21 +165,7 @@ def _settings(how: Any, kept: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _tensors(stored: dict[str, StoredTensor], model: Layerwise, files: BlockFiles) -> list[PlannedTensor]:
-    """What to write, in the source's order: packed layers in the place of their weights."""
-    packed: dict[str, list[PlannedTensor]] = {}
-    for i in range(len(model.blocks)):
-        for name, tensor in files.stored(i).items():
-            packed.setdefault(name.rpartition(".")[0] + ".weight", []).append(unchanged(tensor))
-    return [new for name, tensor in stored.items() for new in packed.get(name) or [unchanged(tensor)]]
-
-
-def _notes(bits: int, sym: bool, kept: list[str]) -> tuple[str, ...]:
-    notes = []
-    if bits not in (4, 8) or not sym:
-        notes.append("vLLM loads GPTQ with 4 or 8 bits and sym=true only; transformers and Tunesmith load this one")
-    if kept:
-        notes.append(
-            f"{len(kept)} layers stay in 16 bits, first {kept[0]}: never used, or widths that are no multiples of 32"
-        )
-    return tuple(notes)
+def _for_vllm(bits: int, sym: bool) -> tuple[str, ...]:
+    if bits in (4, 8) and sym:
+        return ()
+    return ("vLLM loads GPTQ with 4 or 8 bits and sym=true only; transformers and Tunesmith load this one",)

@@ -6,7 +6,6 @@ the shard where it stood.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import (
     changed_config,
     completed,
-    generation_config,
     load_config,
     stop_tokens,
     tied_names,
@@ -125,15 +123,11 @@ def export(
         progress.start("copy" if source == folder else "merge", total, "B")
         shards = write_shards(work, tensors, shard, progress, inputs=inputs)
         progress.finish(f"{len(shards.kept)} of {len(shards.sums)} files were there already" if shards.kept else "")
-        _write_json(work / "config.json", settings)
-        _write_json(work / "generation_config.json", generation_config(folder, stops))
         words = source if changes.tokens else folder
-        companions.copy_tokenizer(words, work)
-        companions.write_template(words, work, template)
-        companions.copy_licences([folder, *([source] if source != folder else [])], work)
+        licences = [folder, *([source] if source != folder else [])]
         done = [*told, *facts(adapter, learned, changes, len(tensors), settings.get("dtype"))]
         card = companions.model_card(folder, hub_name(named, raw, folder), done)
-        (work / "README.md").write_text(card, encoding="utf-8")
+        companions.write_beside(work, settings, folder, stops, words, template, licences, card)
         checks = check_loads(work, read, words, template)
         checks |= proved(prove, work, out) if prove is not None else {}
         (work / JOURNAL).unlink()
@@ -260,7 +254,3 @@ def base_folder(source: Path, base: Path | None, named: str | None, *, alone: bo
     if (found / CONFIG).exists() or trained.is_part(found):
         raise ExportError(f"the base {found} is itself an adapter", hint="merge that one first")
     return found
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

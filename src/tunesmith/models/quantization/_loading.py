@@ -7,11 +7,12 @@ missing keys work as for any model, and the memory needed is the packed model an
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.core_model_loading import ConversionOps
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -43,12 +44,21 @@ Make = Callable[[int, int, bool, torch.dtype, str], FrozenLinear | None]
 """(in, out, bias, dtype, name in the model) -> the layer in the place of a linear layer, None to leave it as it is."""
 
 
+@dataclass(frozen=True)
+class Experts:
+    """Experts that are stored one by one with scales beside them: ``scale`` ("weight_scale") says how these are called, ``weight(stored, scales)``
+    is what the two stand for."""
+
+    scale: str
+    weight: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
 class OnLoad(QuantizationConfigMixin):
     """What ``from_pretrained(quantization_config=)`` gets; ``make`` builds the layer that takes a linear layer's place."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, experts: Experts | None = None) -> None:
         super().__init__(quant_method=METHOD)  # type: ignore[arg-type, unused-ignore]
-        self.make = make
+        self.make, self.experts = make, experts
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -80,6 +90,22 @@ class Quantizer(HfQuantizer):
                 module.settle()
         return model
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Where transformers merges the tensors of single experts, their scales are taken in, and multiplied before."""
+        experts = self.quantization_config.experts
+        if experts is None:
+            return weight_conversions
+        changed = []
+        for one in weight_conversions:
+            sources = one._original_source_patterns
+            if isinstance(one, WeightConverter) and all(source.endswith(".weight") for source in sources):
+                with_scales = [s.removesuffix("weight") + n for s in sources for n in ("weight", experts.scale)]
+                one = one.copy(
+                    with_scales, one._original_target_patterns, operations=[_Scale(experts), *one.operations]
+                )
+            changed.append(one)
+        return changed
+
     def get_quantize_ops(self) -> ConversionOps:
         return _Pack(self)
 
@@ -89,6 +115,24 @@ class Quantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+class _Scale(ConversionOps):
+    """Pattern -> list of tensors, one for each expert; those of scales are multiplied into those of weights and left out."""
+
+    def __init__(self, experts: Experts) -> None:
+        self.experts = experts
+
+    def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        found = {}
+        for pattern, tensors in input_dict.items():
+            if pattern.endswith(f".{self.experts.scale}"):
+                continue
+            scales = input_dict.get(pattern.removesuffix("weight") + self.experts.scale)
+            if scales is not None:
+                tensors = [self.experts.weight(q, s).to(q.dtype) for q, s in zip(tensors, scales, strict=True)]
+            found[pattern] = tensors
+        return found
 
 
 class _Pack(ConversionOps):

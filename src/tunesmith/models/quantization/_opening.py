@@ -49,11 +49,14 @@ def arguments(folder: Path, quantize: Any, dtype: torch.dtype, *, trust_remote_c
     from tunesmith.models.quantization import _loading, _stored
 
     _loading.register()
-    make = _stored.maker(folder, _stored_settings(folder))
+    make, experts = _stored.maker(folder, _stored_settings(folder))
     for part in (config, config.get_text_config()):
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
-    return {"config": config, "quantization_config": _loading.OnLoad(make)}
+    return {
+        "config": config,
+        "quantization_config": _loading.OnLoad(make, _loading.Experts(*experts) if experts else None),
+    }
 
 
 def _stored_settings(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ TYPES = {
 READ = "gptq, awq (gemm), fp8, compressed-tensors (pack-, int-, float- and naive-quantized) and bitsandbytes"
 
 
-def maker(folder: Path, settings: dict[str, Any]) -> Callable[..., StoredLinear | None]:
-    """A function that builds the layer of that name as it is stored, or None for a layer stored plainly. Raises UserError."""
+def maker(
+    folder: Path, settings: dict[str, Any]
+) -> tuple[Callable[..., StoredLinear | None], tuple[str, Callable[..., torch.Tensor]] | None]:
+    """A function that builds the layer of that name as it is stored, or None for a layer stored plainly; and, for experts that are stored one by
+    one with scales, what these are called and a function (stored, scales) -> weight. Raises UserError."""
     kind, how = _kind(folder, settings)
     layers: dict[str, Stored] = {}
     for name, stored in _headers(folder).items():
@@ -45,7 +49,24 @@ def maker(folder: Path, settings: dict[str, Any]) -> Callable[..., StoredLinear 
             return None
         return kind(in_features, out_features, bias, dtype, stored, how)
 
-    return make
+    return make, _experts(layers, kind, how)
+
+
+def _experts(
+    layers: dict[str, Stored], kind: type[StoredLinear], how: dict[str, Any]
+) -> tuple[str, Callable[..., torch.Tensor]] | None:
+    """transformers makes one tensor of all experts, which no layer of ours stands for: they are dequantized when they are read."""
+    stored = [one for name, one in layers.items() if re.search(r"experts\.\d+\.", name) and _packed(kind, one)]
+    if not stored or kind is not ScaledLinear:
+        return None
+    scale = next(name for name in stored[0] if "scale" in name)
+
+    def weight(q: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        layer = ScaledLinear(q.shape[1], q.shape[0], False, torch.float32, {}, how)
+        layer.register_buffer(scale, scales)
+        return layer.scaled(q.float())
+
+    return scale, weight
 
 
 def _packed(kind: type[StoredLinear], stored: Stored) -> bool:

@@ -72,20 +72,10 @@ class AwqLinear(StoredLinear):
     ``qweight`` int32 [in, out / 8] and ``qzeros`` int32 [groups, out / 8]: eight outputs a word, in the order 0 2 4 6 1 3 5 7.
     """
 
-    ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-    """Place in the word of outputs 0 … 7."""
-
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         zeros, scales = self.tensor("qzeros"), self.tensor("scales")
         assert zeros is not None and scales is not None
-        q, z = self._outputs(self.weight), self._outputs(zeros)
-        size = self.in_features // len(z)
-        weight = (q.view(len(z), size, -1) - z[:, None]).float() * scales.float()[:, None]
-        return weight.view(self.in_features, -1).t().to(dtype)
-
-    def _outputs(self, words: torch.Tensor) -> torch.Tensor:
-        values = unpack_words(words, 4).view(len(words), -1, 8)
-        return values[:, :, list(self.ORDER)].flatten(1)
+        return awq_weight(self.weight, zeros, scales).to(dtype)
 
 
 class ScaledLinear(StoredLinear):
@@ -148,6 +138,23 @@ def gptq_weight(
     q = unpack_words(qweight.t(), bits)[:, : len(order)]
     z = unpack_words(qzeros, bits)[:, : scales.shape[1]] + below & 2**bits - 1
     return (q - z.t()[:, order]).float() * scales.t().float()[:, order]
+
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight outputs in a row the first, second … four bits of a word hold."""
+
+
+def awq_weight(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The weight (fp32 [out, in]) that the tensors of an AWQ layer stand for."""
+    place = [AWQ_ORDER.index(k) for k in range(8)]
+    q, z = (unpack_words(words, 4).view(len(words), -1, 8)[:, :, place].flatten(1) for words in (qweight, qzeros))
+    groups = q.view(len(z), len(q) // len(z), -1)
+    return ((groups - z[:, None]).float() * scales.float()[:, None]).flatten(0, 1).t()
+
+
+def awq_words(values: torch.Tensor) -> torch.Tensor:
+    """int32 words [rows, out / 8] from 4-bit ``values`` [rows, out], out a multiple of 32; read by ``awq_weight``."""
+    return pack_words(values.reshape(len(values), -1, 8)[:, :, list(AWQ_ORDER)].flatten(1), 4)
 
 
 def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
