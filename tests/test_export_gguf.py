@@ -156,10 +156,10 @@ def test_code_would_run_without_the_staging(tiny: Path, tmp_path: Path) -> None:
     assert marker.exists()
 
 
-def test_secrets_do_not_reach_the_converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_do_not_reach_the_converter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
-    found = _environment(tmp_path)
+    found = _environment()
     assert found["HF_HUB_OFFLINE"] == "1"
     assert not {"hf_x", "sk-x"} & set(found.values())
 
