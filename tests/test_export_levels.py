@@ -17,8 +17,10 @@ from model_fixtures import make_model
 from tunesmith.chat.llama_library import library
 from tunesmith.chat.llamacpp import LlamaCppEngine
 from tunesmith.config.errors import ExportError
+from tunesmith.data.example import Text
+from tunesmith.data.general import examples_to_calibrate, passages_to_measure
 from tunesmith.evaluate.parity import compare_distributions
-from tunesmith.export import converter, imatrix, quantize_process
+from tunesmith.export import converter, converter_process, imatrix, quantize_process
 from tunesmith.export.ggml_quantize import Quantizer
 from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.gguf_levels import LEVELS
@@ -102,6 +104,7 @@ def test_killed_and_full_disks_leave_nothing(wide: Path, tmp_path: Path, monkeyp
 
     config, out = gguf.Config(level="q4_k_m", imatrix="off"), tmp_path / "out.gguf"
     gguf.estimate(wide, config)  # the outline is known from here on
+    converter_process.stop()  # one that is started now has the limit
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**22, limits[1]))
     try:
@@ -109,6 +112,7 @@ def test_killed_and_full_disks_leave_nothing(wide: Path, tmp_path: Path, monkeyp
             gguf.export(wide, out, config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        converter_process.stop()
     assert names(tmp_path) == ["out.gguf.log"]
     (tmp_path / "out.gguf.log").unlink()
 
@@ -177,11 +181,15 @@ def test_importances_help_smol(smol: Path, smol_f16: Path, tmp_path: Path) -> No
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smol)
-    root = Path(__file__).parent.parent
-    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
-    ids = tokenizer(text).input_ids
-    rows = [ids[i : i + 192] for i in range(0, 1920, 192)]
-    held = tokenizer((root / "README.md").read_text(encoding="utf-8")).input_ids[:360]
+    rows = [
+        tokenizer(
+            one.text
+            if isinstance(one, Text)
+            else tokenizer.apply_chat_template([vars(m) for m in one.messages], tokenize=False)
+        ).input_ids
+        for one in examples_to_calibrate()
+    ]
+    held = [token for text in passages_to_measure()["en"] for token in tokenizer(text).input_ids][:360]
     with LlamaCppEngine(smol_f16, threads=2, n_ctx=512) as engine:
         reference = engine.logprobs(held)
     found: dict[str, dict[str, float]] = {}

@@ -164,3 +164,4 @@ def test_llama_cpps_own_server_gives_the_same_answer(smol: Path, tmp_path: Path)
     engine = open_engine(f"{server.listening_address}#any", SILENT)
     assert answer(engine, ASK, Sampling(max_tokens=8)).strip() == expected.strip() != ""
     engine.close()
+    del server  # it says its last words now, not into another test
