@@ -22,7 +22,7 @@ os.environ["TUNESMITH_HOME"] = str(TEST_HOME)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from model_fixtures import make_model  # noqa: E402
+from model_fixtures import few_words, make_model  # noqa: E402
 from web_browser import browser, tab  # noqa: E402, F401 - fixtures
 
 
@@ -55,6 +55,12 @@ def smol() -> Path:
 
 
 @pytest.fixture(scope="session")
+def few(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's tokenizer with few tokens, for models that are made, exported and read in a moment: ``make_model(few, …)``."""
+    return few_words(smol, tmp_path_factory.mktemp("few") / "words")
+
+
+@pytest.fixture(scope="session")
 def smol_f16(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 exported to an F16 GGUF by our own target."""
     from tunesmith.export.targets import gguf
@@ -63,6 +69,12 @@ def smol_f16(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random llama with SmolLM2's tokenizer: quick enough to train many times."""
-    return make_model(smol, tmp_path_factory.mktemp("tiny") / "tiny-llama", "llama")
+def tiny(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random llama: quick enough to train many times."""
+    return make_model(few, tmp_path_factory.mktemp("tiny") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_of_many_words(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with all of SmolLM2's tokens."""
+    return make_model(smol, tmp_path_factory.mktemp("tiny") / "many-words", "llama")
