@@ -56,6 +56,11 @@ def tiny(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(few, tmp_path_factory.mktemp("tiny") / "tiny", "llama-tied")
 
 
+@pytest.fixture(scope="module")
+def tiny_f16(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gguf.export(tiny, tmp_path_factory.mktemp("gguf") / "tiny.gguf", gguf.Config(level="f16")).out
+
+
 def test_another_model_is_far_away(few: Path, tiny: Path, tmp_path: Path) -> None:
     """What the figures look like when the wrong weights are served."""
     ids = list(range(100, 160))
@@ -213,18 +218,18 @@ def test_unknown_architecture(tiny: Path, tmp_path: Path) -> None:
     assert_nothing_left(tmp_path / "out.gguf", log=True)
 
 
-def test_other_tokens_are_noticed(smol: Path, smol_f16: Path, tmp_path: Path) -> None:
+def test_other_tokens_are_noticed(tiny: Path, tiny_f16: Path, tmp_path: Path) -> None:
     """The tokenizer as a GGUF import leaves it, without the splitting of digits: the file's tokens for numbers differ."""
-    tokenizer = AutoTokenizer.from_pretrained(smol)
-    assert check_tokens(smol_f16, tokenizer, [2]) == ([], [])
-    assert check_tokens(smol_f16, tokenizer, [2, 10]) == ([10], [])
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    assert check_tokens(tiny_f16, tokenizer, [2]) == ([], [])
+    assert check_tokens(tiny_f16, tokenizer, [2, 10]) == ([10], [])
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(smol / name, tmp_path / name)
+        shutil.copyfile(tiny / name, tmp_path / name)
     raw = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     raw["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
     with pytest.raises(ExportError, match="other tokens than the model was trained on"):
-        check_tokens(smol_f16, AutoTokenizer.from_pretrained(tmp_path), [2])
+        check_tokens(tiny_f16, AutoTokenizer.from_pretrained(tmp_path), [2])
 
 
 def test_incomplete_files_are_noticed(smol: Path, smol_f16: Path) -> None:
@@ -242,10 +247,10 @@ def test_incomplete_files_are_noticed(smol: Path, smol_f16: Path) -> None:
         check_file(smol_f16, stored | {"model.unknown": stored[name]}, expected)
 
 
-def test_header_as_the_official_reader_sees_it(smol_f16: Path, tmp_path: Path) -> None:
+def test_header_as_the_official_reader_sees_it(tiny_f16: Path, tmp_path: Path) -> None:
     from gguf import GGUFReader
 
-    ours, theirs = read_gguf(smol_f16), GGUFReader(smol_f16)
+    ours, theirs = read_gguf(tiny_f16), GGUFReader(tiny_f16)
     assert {n: (t.type, t.shape) for n, t in ours.tensors.items()} == {
         t.name: (t.tensor_type.name, tuple(int(n) for n in reversed(t.shape))) for t in theirs.tensors
     }
@@ -254,11 +259,11 @@ def test_header_as_the_official_reader_sees_it(smol_f16: Path, tmp_path: Path) -
         assert value == (len(official) if isinstance(official, list) else official), key
     cut = tmp_path / "cut.gguf"
     for size, words in (
-        (smol_f16.stat().st_size - 100, "its tensors need"),
+        (tiny_f16.stat().st_size - 100, "its tensors need"),
         (3000, "cannot be read"),
         (7, "cannot be read"),
     ):
-        with smol_f16.open("rb") as file:
+        with tiny_f16.open("rb") as file:
             cut.write_bytes(file.read(size))
         with pytest.raises(ExportError, match=words):
             read_gguf(cut)

@@ -26,13 +26,13 @@ from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.export.targets import gguf
 
-ROWS = [[(i * 37 + j * j) % 40000 + 100 for j in range(48)] for i in range(6)]
+ROWS = [[(i * 37 + j * j) % 3900 + 100 for j in range(48)] for i in range(6)]
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 
 
 @pytest.fixture(scope="module")
-def wide(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(smol, tmp_path_factory.mktemp("wide") / "wide", "llama", "bfloat16", **WIDE)
+def wide(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(few, tmp_path_factory.mktemp("wide") / "wide", "llama", "bfloat16", **WIDE)
 
 
 def names(folder: Path) -> list[str]:
@@ -65,7 +65,7 @@ def test_four_bits(wide: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gemma3", "mistral"])
-def test_same_file_as_llama_cpp_makes(smol: Path, tmp_path: Path, family: str) -> None:
+def test_same_file_as_llama_cpp_makes(few: Path, tmp_path: Path, family: str) -> None:
     """Streamed from bf16 weights, every tensor equals what llama.cpp makes of our F32 file with our importance matrix.
 
     Every level of every shape, without the way from bf16 weights, is in test_gguf_levels.py.
@@ -75,7 +75,7 @@ def test_same_file_as_llama_cpp_makes(smol: Path, tmp_path: Path, family: str) -
     except OSError as error:
         pytest.skip(f"there is no real llama_model_quantize to compare with: {error}")
     scale = {"query_pre_attn_scalar": WIDE["head_dim"]} if family == "gemma3" else {}  # the only one llama.cpp computes
-    source = make_model(smol, tmp_path / "model", family, "bfloat16", **WIDE, **scale)
+    source = make_model(few, tmp_path / "model", family, "bfloat16", **WIDE, **scale)
     whole = gguf.export(source, tmp_path / "f32.gguf", gguf.Config(level="f32")).out
     levels = ("q4_k_m", "q2_k", "iq3_xxs") if family == "llama" else ("q4_k_m",)
     ours = {
