@@ -34,11 +34,6 @@ OLD = ("FalconConfig", "GPT2Config")
 """Families whose configs do not take all of today's keys."""
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_of_many_words: Path) -> Path:
-    return tiny_of_many_words
-
-
 def small(name: str, **settings: Any) -> Any:
     """A model of random weights, loud enough that every layer matters. Four layers, 300 tokens."""
     size = {key: SMALL[key] for key in ("hidden_size", "num_attention_heads")} if name in OLD else SMALL

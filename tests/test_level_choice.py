@@ -21,6 +21,11 @@ NAMES = [name for name in LEVELS if name not in PASSED_OVER]
 BYTES = {name: int(LEVELS[name].bits * 1000) for name in NAMES}
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 class Shelf:
     """A ``Maker`` and a ``Quality`` of a model of 8,000 weights: files come out ``factor`` times as large as estimated."""
 

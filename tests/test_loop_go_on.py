@@ -24,6 +24,11 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments])
 

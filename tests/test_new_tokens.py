@@ -33,11 +33,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_of_many_words: Path) -> Path:
-    return tiny_of_many_words
-
-
-@pytest.fixture(scope="module")
 def spare(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tied, in bf16, with eight rows more than its tokenizer has tokens."""
     return make_model(smol, tmp_path_factory.mktemp("spare") / "base", "llama-tied", "bfloat16", vocab_size=49160)

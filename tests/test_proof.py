@@ -53,11 +53,6 @@ class Ready:
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_of_many_words: Path) -> Path:
-    return tiny_of_many_words
-
-
-@pytest.fixture(scope="module")
 def ready(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     run = ending_run(tiny, tmp_path_factory.mktemp("runs"))
     target = target_of(str(run.path), SILENT)

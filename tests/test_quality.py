@@ -28,6 +28,11 @@ from tunesmith.verbs.quality_texts import prompt_of
 from tunesmith.verbs.targets import open_weights, renderer_of, target_of
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 def noisy(folder: Path, out: Path, much: float) -> Path:
     """The model with every matrix moved by ``much`` of its own spread: a stand-in for rounding, of any strength."""
     shutil.copytree(folder, out)

@@ -264,7 +264,7 @@ def test_a_run_is_opened_as_trained_and_merged_into_the_original(tiny: Path, cap
     settings = [
         "data.limit=8",
         "data.eval_share=0",
-        "data.max_length=224",
+        "data.max_length=128",
         "train.max_steps=3",
         "train.lr=1e-2",
         "precision=fp32",
@@ -288,7 +288,7 @@ def test_the_merge_of_a_stored_base_needs_the_original(tiny: Path, tmp_path: Pat
     from test_quantized_stored import make_gptq
 
     stored = make_gptq(tiny, tmp_path / "gptq", bits=4)
-    settings = ["data.limit=4", "data.eval_share=0", "data.max_length=224", "train.max_steps=2", "precision=fp32"]
+    settings = ["data.limit=4", "data.eval_share=0", "data.max_length=128", "train.max_steps=2", "precision=fp32"]
     run = create(load_config(None, [f"model={stored}", "data=lantern_bay", "method.rank=4", *settings]))
     execute(run, SILENT)
     assert "base stored as gptq" in run.log_path.read_text()
