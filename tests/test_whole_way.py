@@ -24,11 +24,6 @@ SETTINGS = ["data=lantern_bay", "data.limit=24", "data.max_length=256", "train.b
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_of_few_words: Path) -> Path:
-    return tiny_of_few_words
-
-
-@pytest.fixture(scope="module")
 def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
     """A finished training run; each test of this module finds it in its own runs folder's place."""
     root = tmp_path_factory.mktemp("runs")
