@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def forks() -> list[psutil.Process]:
     return psutil.Process(converter_process._warm.process.pid).children()
 
 
+def kill_forks() -> None:
+    for job in forks():
+        with suppress(psutil.NoSuchProcess):  # it ended since it was looked up
+            job.kill()
+
+
 def wait_for(what: Any) -> Any:
     for _ in range(500):
         if found := what():
@@ -58,7 +65,7 @@ def test_a_job_that_dies_takes_nothing_with_it(model: Path, tmp_path: Path) -> N
     warm = converter_process._warm
     assert warm is not None and forks() == []
     with pytest.raises(ExportError, match=r"was killed \(signal 9\)"):
-        gguf.export(model, tmp_path / "killed.gguf", CONFIG, KillsAtOnce(lambda: [job.kill() for job in forks()]))
+        gguf.export(model, tmp_path / "killed.gguf", CONFIG, KillsAtOnce(kill_forks))
     assert not (tmp_path / "killed.gguf").exists() and (tmp_path / "killed.gguf.log").exists()
     assert gguf.export(model, tmp_path / "second.gguf", CONFIG).out.read_bytes() == first
     assert converter_process._warm is warm

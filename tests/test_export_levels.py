@@ -106,7 +106,7 @@ def test_killed_and_full_disks_leave_nothing(wide: Path, tmp_path: Path, monkeyp
     gguf.estimate(wide, config)  # the outline is known from here on
     converter_process.stop()  # one that is started now has the limit
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**22, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(ExportError, match="the disk is full"):
             gguf.export(wide, out, config)
