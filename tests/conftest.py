@@ -6,6 +6,7 @@ Real weights (SmolLM2-135M-Instruct) are fetched once, the way the product fetch
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ os.environ["TUNESMITH_HOME"] = str(TEST_HOME)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from model_fixtures import make_model  # noqa: E402
+from model_fixtures import few_words, make_model  # noqa: E402
 from web_browser import browser, tab  # noqa: E402, F401 - fixtures
 
 
@@ -31,6 +32,12 @@ def two_threads() -> None:
     import torch
 
     torch.set_num_threads(2)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported until here stays for good: the garbage collector, which reading a vocabulary calls often, need not visit it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +55,12 @@ def smol() -> Path:
 
 
 @pytest.fixture(scope="session")
+def few(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's tokenizer with few tokens, for models that are made, exported and read in a moment: ``make_model(few, …)``."""
+    return few_words(smol, tmp_path_factory.mktemp("few") / "words")
+
+
+@pytest.fixture(scope="session")
 def smol_f16(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 exported to an F16 GGUF by our own target."""
     from tunesmith.export.targets import gguf
@@ -59,3 +72,9 @@ def smol_f16(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random llama with SmolLM2's tokenizer: quick enough to train many times."""
     return make_model(smol, tmp_path_factory.mktemp("tiny") / "tiny-llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_of_few_words(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with few tokens, quicker still; its rows are longer, up to 199 tokens in the demo's data."""
+    return make_model(few, tmp_path_factory.mktemp("tiny") / "few-words", "llama")

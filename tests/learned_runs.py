@@ -17,7 +17,7 @@ from tunesmith.verbs.run_config import load_config
 from tunesmith.verbs.train import execute
 
 SETTINGS = [
-    "data=lantern_bay", "data.limit=14", "data.eval_share=0.15", "data.max_length=128", "data.date=2026-01-01", "precision=fp32",
+    "data=lantern_bay", "data.limit=14", "data.eval_share=0.15", "data.max_length=224", "data.date=2026-01-01", "precision=fp32",
     "train.max_steps=6", "train.batch=4", "train.micro_tokens=256", "train.lr=2e-3", "train.save_every=3", "train.keep=2",
 ]  # fmt: skip
 

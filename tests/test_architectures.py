@@ -160,7 +160,14 @@ TARGETS = {"mamba": ("in_proj", "x_proj")}
 ROUNDING = {"mamba": 2e-4}
 """Whose recurrence makes the rounding of merged weights larger than usual; peft's own merge differs as much."""
 EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
-CASES = [(f, m) for f in FAMILIES for m in METHODS if m != "experts" or f in EXPERTS]
+OFTEN = {(f, m) for i, f in enumerate(FAMILIES) for m in ("lora", "experts", ("full", "freeze")[i % 2])}
+"""Every family with LoRA and one of the others; the rest is run with the slow tests."""
+CASES = [
+    pytest.param(f, m, marks=[] if (f, m) in OFTEN else pytest.mark.slow)
+    for f in FAMILIES
+    for m in METHODS
+    if m != "experts" or f in EXPERTS
+]
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)

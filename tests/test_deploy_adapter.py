@@ -28,10 +28,10 @@ from tunesmith.verbs.export import export
 
 
 @pytest.fixture(scope="module")
-def run(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def run(few: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A LoRA trained loudly enough that the model answers otherwise than its base."""
     root = tmp_path_factory.mktemp("deploy-adapter")
-    base = make_model(smol, root / "base", "llama")
+    base = make_model(few, root / "base", "llama")
     return train(
         base, root / "runs", "lora", "method.alpha=64", "train.lr=5e-2", "train.max_steps=3", "train.save_every=3"
     )

@@ -135,8 +135,8 @@ def test_what_peft_would_read_otherwise_is_found(base: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_tied_with_lora_on_the_embedding(smol: Path, tmp_path: Path) -> None:
-    base = make_model(smol, tmp_path / "base", "llama-tied")
+def test_tied_with_lora_on_the_embedding(few: Path, tmp_path: Path) -> None:
+    base = make_model(few, tmp_path / "base", "llama-tied")
     learned = make_adapter(base, tmp_path / "step-6", target_modules=["embed_tokens", "q_proj"])
     out = target.export(learned, tmp_path / "out", target.Config(), base=base).out
     assert not any(".base_layer." in name for name in load_file(out / "adapter_model.safetensors"))

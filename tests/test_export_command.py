@@ -39,6 +39,11 @@ from tunesmith.export.base import Report
 OUT = ".thing"
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 class Config(BaseConfig):
     """Settings."""
 

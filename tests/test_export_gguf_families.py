@@ -15,8 +15,8 @@ from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.gguf_settings import predicts_ahead, settings_for
 from tunesmith.export.targets import gguf
 
-OFTEN = ("falcon",)
-"""The others take a process with torch and llama.cpp's converter each, and run with the slow tests."""
+OFTEN = ("llama", "qwen3", "gemma3", "phi3", "falcon", "mixtral")
+"""The others run with the slow tests."""
 
 
 def config(family: str, **changes: Any) -> Any:

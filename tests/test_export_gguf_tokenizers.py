@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import tiny_tokenizers
 from tiny_tokenizers import byte_level, loaded, pre_tokenizer_of, whole_text, write_vocabulary
@@ -152,8 +152,13 @@ def test_phi3_swallows_spaces_by_its_name(tmp_path: Path) -> None:
 
 
 def test_types() -> None:
+    """What is special is a control token whatever it looks like, and so is what looks like one; other added tokens are text that people see."""
     found = vocabulary(bytes_tokenizer(GPT2), 2010)
     kinds = dict(zip(found.tokens, found.types))
+    added = byte_level(special=("<|im_start|>", "[INST]"))
+    added.add_tokens([AddedToken("[SEEN]", special=False), AddedToken("<|hidden|>", special=False)])
+    more = (lambda v: dict(zip(v.tokens, v.types)))(vocabulary(loaded(added), 600))
+    assert [more[t] for t in ("[INST]", "[SEEN]", "<|hidden|>", "a")] == [CONTROL, USER_DEFINED, CONTROL, NORMAL]
     assert kinds["<|im_start|>"] == CONTROL and kinds["<tool_call>"] == USER_DEFINED and kinds["a"] == NORMAL
     assert kinds["[PAD2009]"] == UNUSED and len(found.tokens) == 2010
     made = whole_text()
@@ -171,6 +176,30 @@ def test_ids_in_the_file(tmp_path: Path) -> None:
         for key in ("bos_token_id", "eos_token_id", "unknown_token_id", "add_space_prefix")
     }
     assert read == {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": True}
+
+
+@pytest.mark.parametrize(
+    ("added", "flags"),
+    [("$A", (False, False)), ("<s> $A", (True, False)), ("$A </s>", (False, True)), ("<s> $A </s>", (True, True))],
+)
+def test_what_the_tokenizer_adds_llama_cpp_adds(tmp_path: Path, added: str, flags: tuple[bool, bool]) -> None:
+    """The flags of the file, and the tokens of llama.cpp when it reads the text as a whole prompt."""
+    from tunesmith.chat.llama_library import library
+    from tunesmith.chat.llama_model import Vocabulary, load_model
+
+    made = whole_text()
+    made.post_processor = processors.TemplateProcessing(single=added, special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer = loaded(made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    write_vocabulary(tmp_path / "x.gguf", tokenizer)
+    fields = GGUFReader(tmp_path / "x.gguf").fields
+    assert tuple(bool(fields[f"tokenizer.ggml.add_{which}_token"].contents()) for which in ("bos", "eos")) == flags
+    model = load_model(tmp_path / "x.gguf", vocabulary_only=True)
+    try:
+        read = Vocabulary(model)
+        assert read.tokenize("Hello 42", add_special=True) == tokenizer("Hello 42").input_ids
+        assert read.adds_bos is flags[0]
+    finally:
+        library().llama_model_free(model)
 
 
 def test_published_vocabularies_are_known(smol: Path) -> None:

@@ -39,9 +39,9 @@ def assert_nothing_left(out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tied(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tied(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama whose output layer is its embedding."""
-    return make_model(smol, tmp_path_factory.mktemp("tied") / "base", "llama-tied")
+    return make_model(few, tmp_path_factory.mktemp("tied") / "base", "llama-tied")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def adapter(tied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_peft_in_float32(smol: Path, tmp_path: Path, family: str) -> None:
+def test_equals_peft_in_float32(few: Path, tmp_path: Path, family: str) -> None:
     """Bit for bit, over several shards."""
-    base = make_model(smol, tmp_path / "base", family)
+    base = make_model(few, tmp_path / "base", family)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules="all-linear")
     report = hf.export(adapter, tmp_path / "out", TINY_SHARDS, base=base)
     ours, theirs = load(report.out).state_dict(), peft_merge(base, adapter).state_dict()
@@ -64,9 +64,9 @@ def test_equals_peft_in_float32(smol: Path, tmp_path: Path, family: str) -> None
     assert len(list(report.out.glob("model-*-of-*.safetensors"))) > 1
 
 
-def test_equals_peft_in_bfloat16(smol: Path, tmp_path: Path) -> None:
+def test_equals_peft_in_bfloat16(few: Path, tmp_path: Path) -> None:
     """One rounding, as in peft's default merge: bit for bit. Its safe_merge rounds twice: at most one step of bfloat16 apart."""
-    base = make_model(smol, tmp_path / "base", "qwen3", "bfloat16")
+    base = make_model(few, tmp_path / "base", "qwen3", "bfloat16")
     adapter = make_adapter(base, tmp_path / "adapter", "bfloat16", target_modules="all-linear")
     out = hf.export(adapter, tmp_path / "out", hf.Config(), base=base).out
     ours, theirs = load(out, "bfloat16").state_dict(), peft_merge(base, adapter, "bfloat16").state_dict()
@@ -130,8 +130,8 @@ def test_trained_embeddings_answer_as_in_training(tied: Path, tmp_path: Path, se
     assert is_tied is bool(settings.get("ensure_weight_tying"))
 
 
-def test_folder_is_complete(smol: Path, tmp_path: Path) -> None:
-    base = make_model(smol, tmp_path / "base", "llama3-rope")
+def test_folder_is_complete(few: Path, tmp_path: Path) -> None:
+    base = make_model(few, tmp_path / "base", "llama3-rope")
     (base / "NOTICE.txt").write_text("notice")
     (base / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en]\n---\n# Base\n")
     edit_json(base / "generation_config.json", eos_token_id=2, temperature=0.5)
@@ -235,9 +235,9 @@ def test_what_would_be_merged_wrongly_is_refused(
     [({"hidden_size": 32, "head_dim": 8}, "in the base"), ({"num_hidden_layers": 1}, "does not have")],
 )
 def test_wrong_base_is_one_clear_message(
-    smol: Path, adapter: Path, tmp_path: Path, change: dict[str, Any], words: str
+    few: Path, adapter: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    other = make_model(smol, tmp_path / "other", "llama-tied", **change)
+    other = make_model(few, tmp_path / "other", "llama-tied", **change)
     with pytest.raises(ExportError, match=words) as caught:
         hf.export(adapter, tmp_path / "out", hf.Config(), base=other)
     assert "do not belong together" in str(caught.value)
@@ -384,9 +384,9 @@ def test_lengths_of_transposed_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(whole, lengths * summed / summed.norm(dim=0), rtol=1e-4, atol=1e-6)
 
 
-def test_dora_in_bfloat16(smol: Path, tmp_path: Path) -> None:
+def test_dora_in_bfloat16(few: Path, tmp_path: Path) -> None:
     """The folder of a 16-bit base: within one rounding of peft's merge in float32; the card says what was merged."""
-    base = make_model(smol, tmp_path / "base", "llama", "bfloat16", vocab_size=320)
+    base = make_model(few, tmp_path / "base", "llama", "bfloat16", vocab_size=320)
     adapter = make_adapter(base, tmp_path / "adapter", use_dora=True, modules_to_save=["norm"])
     report = hf.export(adapter, tmp_path / "out", hf.Config(), base=base)
     ours, theirs = load(report.out).state_dict(), peft_merge(base, adapter).state_dict()

@@ -17,20 +17,22 @@ from model_fixtures import make_model
 from tunesmith.chat.llama_library import library
 from tunesmith.chat.llamacpp import LlamaCppEngine
 from tunesmith.config.errors import ExportError
+from tunesmith.data.example import Text
+from tunesmith.data.general import examples_to_calibrate, passages_to_measure
 from tunesmith.evaluate.parity import compare_distributions
-from tunesmith.export import converter, imatrix, quantize_process
+from tunesmith.export import converter, converter_process, imatrix, quantize_process
 from tunesmith.export.ggml_quantize import Quantizer
 from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.export.targets import gguf
 
-ROWS = [[(i * 37 + j * j) % 40000 + 100 for j in range(48)] for i in range(6)]
+ROWS = [[(i * 37 + j * j) % 3900 + 100 for j in range(48)] for i in range(6)]
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 
 
 @pytest.fixture(scope="module")
-def wide(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(smol, tmp_path_factory.mktemp("wide") / "wide", "llama", "bfloat16", **WIDE)
+def wide(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(few, tmp_path_factory.mktemp("wide") / "wide", "llama", "bfloat16", **WIDE)
 
 
 def names(folder: Path) -> list[str]:
@@ -64,7 +66,7 @@ def test_four_bits(wide: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "gemma3", "mistral"])
-def test_same_file_as_llama_cpp_makes(smol: Path, tmp_path: Path, family: str) -> None:
+def test_same_file_as_llama_cpp_makes(few: Path, tmp_path: Path, family: str) -> None:
     """Streamed from bf16 weights, every tensor equals what llama.cpp makes of our F32 file with our importance matrix.
 
     Every level of every shape, without the way from bf16 weights, is in test_gguf_levels.py.
@@ -74,7 +76,7 @@ def test_same_file_as_llama_cpp_makes(smol: Path, tmp_path: Path, family: str) -
     except OSError as error:
         pytest.skip(f"there is no real llama_model_quantize to compare with: {error}")
     scale = {"query_pre_attn_scalar": WIDE["head_dim"]} if family == "gemma3" else {}  # the only one llama.cpp computes
-    source = make_model(smol, tmp_path / "model", family, "bfloat16", **WIDE, **scale)
+    source = make_model(few, tmp_path / "model", family, "bfloat16", **WIDE, **scale)
     whole = gguf.export(source, tmp_path / "f32.gguf", gguf.Config(level="f32")).out
     levels = ("q4_k_m", "q2_k", "iq3_xxs") if family == "llama" else ("q4_k_m",)
     ours = {
@@ -103,13 +105,15 @@ def test_killed_and_full_disks_leave_nothing(wide: Path, tmp_path: Path, monkeyp
 
     config, out = gguf.Config(level="q4_k_m", imatrix="off"), tmp_path / "out.gguf"
     gguf.estimate(wide, config)  # the outline is known from here on
+    converter_process.stop()  # one that is started now has the limit
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**22, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(ExportError, match="the disk is full"):
             gguf.export(wide, out, config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        converter_process.stop()
     assert names(tmp_path) == ["out.gguf.log"]
     (tmp_path / "out.gguf.log").unlink()
 
@@ -178,11 +182,15 @@ def test_importances_help_smol(smol: Path, smol_f16: Path, tmp_path: Path) -> No
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smol)
-    root = Path(__file__).parent.parent
-    text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
-    ids = tokenizer(text).input_ids
-    rows = [ids[i : i + 192] for i in range(0, 1920, 192)]
-    held = tokenizer((root / "README.md").read_text(encoding="utf-8")).input_ids[:360]
+    rows = [
+        tokenizer(
+            one.text
+            if isinstance(one, Text)
+            else tokenizer.apply_chat_template([vars(m) for m in one.messages], tokenize=False)
+        ).input_ids
+        for one in examples_to_calibrate()
+    ]
+    held = [token for text in passages_to_measure()["en"] for token in tokenizer(text).input_ids][:360]
     with LlamaCppEngine(smol_f16, threads=2, n_ctx=512) as engine:
         reference = engine.logprobs(held)
     found: dict[str, dict[str, float]] = {}

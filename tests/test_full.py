@@ -35,9 +35,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def base(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tied embeddings, stored in bf16."""
-    return make_model(smol, tmp_path_factory.mktemp("full") / "base", "llama-tied", "bfloat16")
+    return make_model(few, tmp_path_factory.mktemp("full") / "base", "llama-tied", "bfloat16")
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,9 @@ def test_a_model_reads_its_text(tmp_path: Path) -> None:
 
 
 def test_experts_get_what_was_sent_to_them(tmp_path: Path) -> None:
-    """Mixtral: every token goes to 2 of 4 experts, so the rows of all experts are twice the tokens; gate and up share their input."""
+    """Mixtral: every token goes to 2 of 4 experts, as its router says, and counts for these; gate and up share their input."""
+    from transformers import AutoModelForCausalLM
+
     folder = make_family(tmp_path / "model", "mixtral")
     tensors = {
         "blk.0.ffn_gate_exps.weight": (4, 48, 32), "blk.0.ffn_up_exps.weight": (4, 48, 32), "blk.0.ffn_down_exps.weight": (4, 32, 48),
@@ -113,6 +115,11 @@ def test_experts_get_what_was_sent_to_them(tmp_path: Path) -> None:
         assert entry.sums.shape == (4, tensors[name][-1]) and entry.counts.sum() == 2 * 12
     gate, up = found["blk.0.ffn_gate_exps.weight"], found["blk.0.ffn_up_exps.weight"]
     assert (gate.sums == up.sums).all() and not np.allclose(gate.sums[0], gate.sums[1])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        told = [model(torch.tensor([row]), output_router_logits=True).router_logits[0] for row in ROWS]
+    sent = torch.bincount(torch.cat(told).topk(2).indices.flatten(), minlength=4)
+    assert gate.counts.tolist() == sent.tolist() and len(set(sent.tolist())) > 1
 
 
 @pytest.mark.slow
@@ -166,21 +173,23 @@ def test_places() -> None:
 def some(file: Path) -> Matrix:
     entries = {
         "blk.0.attn_q.weight": Entry(np.array([[2.0, 4.0, 6.0]]), np.array([2])),
-        "blk.0.ffn_up_exps.weight": Entry(np.array([[3.0, 6.0, 9.0], [0.0, 0.0, 0.0]]), np.array([3, 0])),
+        "blk.0.ffn_up_exps.weight": Entry(
+            np.array([[3.0, 6.0, 9.0], [0.0, 0.0, 0.0], [5.0, 0.0, 1.0]]), np.array([3, 0, 5])
+        ),
     }
     return Matrix(file, entries, 7, ("mine",), "abc")
 
 
 def test_file_written_and_read(tmp_path: Path) -> None:
-    """Sums and counts stay apart; an expert that nothing was sent to counts as 1 everywhere."""
+    """Sums and counts stay apart, each expert's own; one that nothing was sent to counts as 1 everywhere."""
     imatrix.write(some(tmp_path / "a.gguf"))
     found = imatrix.read(tmp_path / "a.gguf")
     assert (found.chunks, found.datasets, found.made_from) == (7, ("mine",), "abc")
     means = found.means(
-        {"blk.0.attn_q.weight": (5, 3), "blk.0.ffn_up_exps.weight": (2, 5, 3), "blk.1.attn_q.weight": (5, 3)}
+        {"blk.0.attn_q.weight": (5, 3), "blk.0.ffn_up_exps.weight": (3, 5, 3), "blk.1.attn_q.weight": (5, 3)}
     )
     assert means["blk.0.attn_q.weight"].tolist() == [[1, 2, 3]]
-    assert means["blk.0.ffn_up_exps.weight"].tolist() == [[1, 2, 3], [1, 1, 1]]
+    np.testing.assert_allclose(means["blk.0.ffn_up_exps.weight"], [[1, 2, 3], [1, 1, 1], [1, 0, 0.2]])
     assert set(means) == {"blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"}
     with pytest.raises(ExportError, match="belongs to another model"):
         found.means({"blk.0.attn_q.weight": (5, 4)})

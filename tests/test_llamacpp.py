@@ -146,6 +146,8 @@ def test_sampling_is_repeatable_and_follows_its_settings(engine: LlamaCppEngine)
 
 
 def test_bad_files_say_what_is_wrong(smol_f16: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In llama.cpp's own words, which go nowhere else, whoever had them before: here its usual listener, which writes them on stderr."""
+    llama_library.library().llama_log_set(llama_library.LogCallback(), None)
     with pytest.raises(UserError, match="not a file"):
         LlamaCppEngine(tmp_path / "none.gguf")
     cut = tmp_path / "cut.gguf"

@@ -18,10 +18,15 @@ from tunesmith.verbs.targets import target_of
 from tunesmith.verbs.train import create, execute
 
 SETTINGS = [
-    "data=lantern_bay", "data.limit=8", "data.eval=[lantern_bay_heldout, lantern_bay]", "data.max_length=128", "method.rank=2",
+    "data=lantern_bay", "data.limit=8", "data.eval=[lantern_bay_heldout, lantern_bay]", "data.max_length=224", "method.rank=2",
     "train.epochs=1", "train.batch=4", "train.micro_tokens=256", "train.lr=5e-3", "precision=fp32", "train.save_every=1",
     "train.keep=9", "train.samples=1", "train.sample_prompts=Who are you?", "train.sample_tokens=5", "output.name=life",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
 
 
 def call(*arguments: str) -> Result:

@@ -20,6 +20,11 @@ HF, ADAPTER = making.plugin_of("hf"), making.plugin_of("adapter")
 
 
 @pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
+@pytest.fixture(scope="module")
 def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return learned_runs.train(tiny, tmp_path_factory.mktemp("runs"), "small", "method=lora", "method.rank=4")
 

@@ -150,10 +150,10 @@ def test_the_key_goes_to_this_machine_or_encrypted_only(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_llama_cpps_own_server_gives_the_same_answer(smol: Path, tmp_path: Path) -> None:
+def test_llama_cpps_own_server_gives_the_same_answer(few: Path, tmp_path: Path) -> None:
     import xllamacpp
 
-    base = make_model(smol, tmp_path / "base", "llama")
+    base = make_model(few, tmp_path / "base", "llama")
     file = gguf.export(base, tmp_path / "base.gguf", gguf.Config(level="f32")).out
     with LlamaCppEngine(file, threads=1, n_ctx=256) as here:
         expected = answer(here, ASK, Sampling(max_tokens=8))
@@ -164,3 +164,4 @@ def test_llama_cpps_own_server_gives_the_same_answer(smol: Path, tmp_path: Path)
     engine = open_engine(f"{server.listening_address}#any", SILENT)
     assert answer(engine, ASK, Sampling(max_tokens=8)).strip() == expected.strip() != ""
     engine.close()
+    del server  # it says its last words now, not into another test

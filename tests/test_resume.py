@@ -37,6 +37,11 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 def new_run(tiny: Path, precision: str) -> RunFolder:
     return create(load_config(None, [f"model={tiny}", *SETTINGS, f"precision={precision}", "output.name=kill"]))
 

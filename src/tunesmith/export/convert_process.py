@@ -1,7 +1,9 @@
 """Run llama.cpp's official converter in a process of its own: ``python -P convert_process.py JOB.json``.
 
 It is started by path and imports nothing of this package: the converter brings its own version of ``gguf``, and what it loads
-dies with it. JOB.json holds ``converter`` (folder of convert_hf_to_gguf.py), ``model`` (staged folder), ``out``, ``type``, ``name``,
+dies with it. ``convert_process.py serve CONVERTER`` loads the converter (torch and transformers: seconds) and waits for orders, one JSON line
+each on stdin: ``job`` (a path), ``folder`` (to work in), ``environment`` and ``log``. Every order is run by a fork of its own, and the fork's
+exit code is the answer, a line on stdout; the line ``stop`` kills it. JOB.json holds ``converter`` (folder of convert_hf_to_gguf.py), ``model`` (staged folder), ``out``, ``type``, ``name``,
 ``settings`` (config.json in the words the converter reads), ``vocabulary`` (what to write instead of what the converter finds; see
 gguf_vocabulary.py), ``predicts_ahead`` (whether there are layers for predicting several tokens) and ``metadata`` (key -> string, flag, id
 or number, written whatever the converter found; ``{arch}`` in a key stands for the architecture); for ``outline`` and ``quantize`` see
@@ -15,9 +17,12 @@ import importlib.util
 import json
 import os
 import runpy
+import select
+import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +34,67 @@ def end_with(parent: int) -> None:
     os._exit(1)
 
 
+def load(converter: str) -> None:
+    """Import all of the converter that every job needs. ``converter``: the folder of convert_hf_to_gguf.py."""
+    sys.path.insert(0, converter)
+    sys.modules["mistral_common"] = None  # type: ignore[assignment] # the converter would load it (a second) for files never staged
+    import convert_hf_to_gguf  # type: ignore[import-not-found]  # noqa: F401  # sets the path to its own gguf
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+
+
+def serve(converter: str) -> None:
+    """Run orders until stdin ends or the parent is gone. Forks are safe here: nothing but imports was done, and no thread was started."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the fork and the parent, which says what follows from it
+    answers, parent, child, read = os.dup(1), os.getppid(), 0, b""
+    os.dup2(2, 1)
+    load(converter)
+    while os.getppid() == parent:
+        if select.select([0], [], [], 0.02 if child else 0.5)[0]:
+            more = os.read(0, 2**16)
+            if not more:
+                break
+            *lines, read = (read + more).split(b"\n")
+            for line in lines:
+                if line != b"stop":
+                    child = os.fork() or _ordered(json.loads(line), parent=os.getppid())
+                elif child:
+                    os.kill(child, signal.SIGKILL)
+        if child and (ended := os.waitpid(child, os.WNOHANG))[0]:
+            child = 0
+            os.write(answers, f"{os.waitstatus_to_exitcode(ended[1])}\n".encode())
+    if child:
+        os.kill(child, signal.SIGKILL)
+
+
+def _ordered(order: dict[str, Any], parent: int) -> int:
+    """In the fork: run the order and end. Never returns."""
+    code: Any = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, file in enumerate((os.devnull, order["log"], order["log"])):
+            os.dup2(os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND), number)
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        os.chdir(order["folder"])
+        main(json.loads(Path(order["job"]).read_text(encoding="utf-8")) | {"parent": parent})
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def main(job: dict[str, Any]) -> None:
     if os.name == "posix":
         threading.Thread(target=end_with, args=(job["parent"],), daemon=True).start()
-    sys.path.insert(0, job["converter"])
-    sys.modules["mistral_common"] = None  # type: ignore[assignment] # the converter would load it (a second) for files never staged
-    import convert_hf_to_gguf as converter  # type: ignore[import-not-found]  # sets the path to its own gguf
+    load(job["converter"])
+    import convert_hf_to_gguf as converter
     import gguf
     from conversion.base import ModelBase  # type: ignore[import-not-found]
 
@@ -94,4 +154,7 @@ def main(job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    else:
+        main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

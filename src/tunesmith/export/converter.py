@@ -6,8 +6,6 @@ import ast
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from functools import cache
 from hashlib import sha256
@@ -17,8 +15,8 @@ from typing import Any
 
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import Progress
+from tunesmith.export import converter_process
 
-SCRIPT = Path(__file__).with_name("convert_process.py")
 FAILURES: tuple[tuple[str, str, str], ...] = (
     (
         r"(?:Model|Architecture) '?([\w.]+)'? (?:is )?not supported",
@@ -88,42 +86,37 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
         encoding="utf-8",
     )
     progress.start(f"convert to {job.get('level', job['type'])}", expected_bytes, "B")
-    with log.open("wb") as output:
-        # -P: neither the script's folder nor the working folder is searched for modules
-        child = subprocess.Popen(
-            [sys.executable, "-P", str(SCRIPT), str(job_file)], cwd=work, env=_environment(work), stdin=subprocess.DEVNULL,
-            stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            done = 0
-            while child.poll() is None:
-                time.sleep(0.05)
-                size = out.stat().st_size if out.exists() else 0
-                progress.advance(size - done)
-                done = size
-        finally:
-            stopped = child.poll() is None
-            if stopped:
-                child.kill()
-            child.wait()
-            if stopped:  # Ctrl-C: there is nothing to report
-                log.unlink(missing_ok=True)
+    child = converter_process.start(job_file, converter_folder(), _environment(), log)
+    try:
+        done = 0
+        while child.poll() is None:
+            time.sleep(0.02)
+            size = out.stat().st_size if out.exists() else 0
+            progress.advance(size - done)
+            done = size
+    finally:
+        stopped = child.poll() is None
+        if stopped:
+            child.kill()
+        child.wait()
+        if stopped:  # Ctrl-C: there is nothing to report
+            log.unlink(missing_ok=True)
     if child.returncode != 0 or not out.exists():
         progress.finish("failed")
-        raise _failure(log, child.returncode)
+        raise _failure(log, child.wait())
     progress.finish()
     log.unlink()
 
 
-def _environment(work: Path) -> dict[str, str]:
-    """The parent's, offline, without tokens, and with the cache for models' code turned into an empty folder."""
+def _environment() -> dict[str, str]:
+    """The parent's, offline, without tokens, and with no place to keep models' code in."""
     secret = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY", re.IGNORECASE)
     kept = {key: value for key, value in os.environ.items() if not secret.search(key)}
     return kept | {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_MODULES_CACHE": str(work / "modules"),
+        "HF_MODULES_CACHE": os.devnull,
         "PYTHONUTF8": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

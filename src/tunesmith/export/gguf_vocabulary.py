@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.config.errors import ExportError
@@ -46,7 +46,7 @@ class GgufVocabulary:
 
     def as_job(self) -> dict[str, Any]:
         """For the process that writes the file."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 def vocabulary(tokenizer: Any, rows: int, known: str | None = None, example: str = "") -> GgufVocabulary:

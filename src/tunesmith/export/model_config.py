@@ -39,7 +39,9 @@ def without_code(value: Any) -> Any:
     """The same JSON value without the keys that name Python files, at any depth."""
     if isinstance(value, dict):
         return {key: without_code(inner) for key, inner in value.items() if key not in CODE_KEYS}
-    return [without_code(inner) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list) and any(isinstance(inner, (dict, list)) for inner in value):
+        return [without_code(inner) for inner in value]
+    return value  # lists of words, of which a tokenizer has some hundred thousand, stay what they are
 
 
 def changed_config(raw: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
