@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunesmith.chat.ollama_api import address, check_name, is_loopback
+from tunesmith.chat.ollama_api import ServerGoneError, address, check_name, is_loopback
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
 from tunesmith.export.deploy_report import ERRORS, Proof
 from tunesmith.export.ollama import OllamaServer, manual_command
-from tunesmith.export.ollama_deploy import DeployReport
+from tunesmith.export.ollama_deploy import DeployReport, trial_name
 from tunesmith.export.ollama_deploy import deploy as put
 from tunesmith.export.ollama_quantize import check_quantize
 from tunesmith.verbs.gguf import GgufExport, gguf
@@ -69,7 +69,17 @@ def deploy(
             if not proving.local(evidence):
                 outcome = "The proof failed before anything was sent to a server."
             elif url is not None or server.alive():
-                report, outcome, facts = _on_server(proving, server, name, facts, progress)
+                try:
+                    report, outcome, facts = _on_server(proving, server, name, facts, progress)
+                except UserError as error:  # the server went away, refused, or made another model than was sent
+                    outcome = f"Not deployed: {error.message}. A {name} that was there before is as it was."
+                    if isinstance(error, ServerGoneError):
+                        trial = trial_name(name)
+                        outcome += f" The model on trial may be left there: `ollama rm {trial}`, or deploy again."
+                    proving.record(name, outcome, facts | {"server_url": server.url}, None)
+                    found = f"what was found until then: {proving.page}"
+                    error.hint = found if error.hint is None else f"{error.hint}; {found}"
+                    raise
                 if report is not None:
                     proof = proving.record(name, outcome, facts, asdict(report))
                     return Deployment(made, report, command, server.url, proof)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.chat.ollama_api import check_name
+from tunesmith.chat.ollama_api import check_name, same_model
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.files import write_json
 from tunesmith.config.plugins import load as load_plugin
@@ -68,7 +68,7 @@ def deploy_adapter(
     check_name(name)
     check_name(on)
     check_address(url)
-    if _tagged(name) == _tagged(on):
+    if same_model(name, on):
         raise UserError(
             f"--name {name} is the base itself", hint="give the adapted model another name; the base stays as it is"
         )
@@ -122,10 +122,6 @@ def export_adapter(target: Target, on: str, level: str, progress: Progress) -> A
     place = file.parent / "Modelfile"
     write_modelfile(place, content, progress)
     return AdapterExport(file, place, content, reason, base, checks)
-
-
-def _tagged(name: str) -> str:
-    return (name if ":" in name.rpartition("/")[2] else f"{name}:latest").lower()
 
 
 def _fields(content: Modelfile) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tunesmith.chat.base import Engine, Sampling
 from tunesmith.chat.llamacpp import LlamaCppEngine
+from tunesmith.chat.ollama_api import ServerGoneError
 from tunesmith.chat.ollama_engine import OllamaEngine
 from tunesmith.chat.transformers_engine import TransformersEngine
 from tunesmith.config.errors import RenderError, UserError
@@ -41,7 +42,14 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
     openers.append(("tuned" if target.learned is not None else "model", lambda: _model(subject)))
     where = "in Ollama" if served is not None else "GGUF"
     openers.append(
-        (where, lambda: OllamaEngine(served.name, served.server.url) if served is not None else _file(subject))
+        (
+            where,
+            lambda: (
+                OllamaEngine(served.name, served.server.url, think=subject.think)
+                if served is not None
+                else _file(subject)
+            ),
+        )
     )
     try:
         found = compare(
@@ -51,6 +59,8 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
             Sampling(max_tokens=min(subject.asked.limit, MOST_TOKENS)),
             progress,
         )
+    except ServerGoneError:
+        raise
     except UserError as error:
         return Check(6, "not measured", (f"the models could not be compared: {error.message}",)), None
     if served is not None and rows:

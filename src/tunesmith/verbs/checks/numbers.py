@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tunesmith.chat.ollama_api import ServerGoneError
 from tunesmith.config.errors import ServerError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.served import lower_bound
@@ -48,6 +49,8 @@ def served(
             told = ask(subject, there, position)
             found += [told] if told is not None else []
             progress.advance(1)
+    except ServerGoneError:
+        raise
     except ServerError as error:
         progress.finish("the server refuses")
         return replace(
