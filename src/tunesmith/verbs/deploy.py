@@ -14,10 +14,11 @@ from tunesmith.export.ollama import OllamaServer, manual_command
 from tunesmith.export.ollama_deploy import DeployReport, trial_name
 from tunesmith.export.ollama_deploy import deploy as put
 from tunesmith.export.ollama_quantize import check_quantize
+from tunesmith.models.gguf_import import is_import
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.proof import Evidence
 from tunesmith.verbs.prove import ProofFailed, Proving
-from tunesmith.verbs.targets import target_of
+from tunesmith.verbs.targets import Target, target_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ def deploy(
         if url is not None:
             server.version()  # who names a server means it: said before the long work
         target = target_of(text, progress)
+        anew = read_anew(text, target, level)
+        if anew is not None:
+            progress.say(f"warning: {anew}")
         made, evidence = proved or (gguf(target, progress, level=level, reuse=True), None)
         command = manual_command(made.modelfile, name) + ("" if there is None else f" --quantize {there}")
         if not verify:
@@ -64,6 +68,8 @@ def deploy(
             return Deployment(made, report, command, server.url)
         with Proving(target, made, progress, force=force, made_there=there) as proving:
             facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
+            if anew is not None:
+                facts["made_from_a_GGUF"] = anew
             if made.left_out:
                 facts["not_in_the_Modelfile"] = "; ".join(made.left_out)
             if not proving.local(evidence):
@@ -128,6 +134,16 @@ def _on_server(
         report,
         f"{name} answers at {server.url}{', in place of the model of that name before' if there else ''}.{forced}",
         facts,
+    )
+
+
+def read_anew(text: str, target: Target, level: str) -> str | None:
+    """What to know of a model that is given as a GGUF and deployed as it is; None for all others."""
+    if target.learned is not None or not is_import(target.base.folder):
+        return None
+    return (
+        f"{text} is a GGUF already: its numbers are read and rounded anew to {level.upper()}, which adds to what they lost before; "
+        f"to serve the file as it is, write `FROM {text}` into a Modelfile and say `ollama create NAME -f Modelfile`"
     )
 
 

@@ -14,6 +14,7 @@ from tunesmith.config.files import write_atomic
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
 from tunesmith.export.modelfile import Modelfile
+from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.calibration import context_limit
 from tunesmith.verbs.making import config_of, make, plugin_of
 from tunesmith.verbs.rows import SYSTEM
@@ -95,10 +96,13 @@ def write_modelfile(place: Path, content: Modelfile, progress: Progress) -> tupl
 
 def trained_system(target: Target) -> str | None:
     """The system prompt that every row had which ``target`` learned from, as its run wrote it down; None for all others."""
-    if target.run is None or target.learned is None:
-        return None
+    return None if target.run is None or target.learned is None else system_of(target.run)
+
+
+def system_of(run: RunFolder) -> str | None:
+    """The system prompt of all rows that a run learned from, when they had one and the same."""
     try:
-        kept = json.loads((target.run.path / "rows.json").read_text(encoding="utf-8"))
+        kept = json.loads((run.path / "rows.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return kept.get(SYSTEM) or None
