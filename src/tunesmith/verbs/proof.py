@@ -235,4 +235,4 @@ def _new_tokens(target: Target) -> bool:
 
 
 def in_words(figures: Parity) -> str:
-    return f"mean KL {figures.mean_kl:.2g}, top-1 agreement {figures.top1_agreement:.1%} over {figures.positions} positions"
+    return f"mean KL {figures.mean_kl:.2g} nats, top-1 agreement {figures.top1_agreement:.1%} over {figures.positions} positions"

@@ -132,7 +132,8 @@ class Proving(AbstractContextManager["Proving"]):
     def record(self, name: str, outcome: str, facts: Mapping[str, str], server: Mapping[str, Any] | None) -> Proof:
         """The proof as it stands, written into the run's artifacts (or beside the GGUF)."""
         every = tuple(
-            self.checks.get(number, Check(number, "not measured", ("not reached",))) for number in sorted(NAMES)
+            self.checks.get(number, Check(number, "not measured", ("not reached: the deployment ended before",)))
+            for number in sorted(NAMES)
         )
         parity = self.evidence.hops[-1].figures.as_dict() if self.evidence.hops else None
         proof = Proof(name, outcome, every, dict(facts), self.comparison, parity, server)

@@ -15,6 +15,10 @@ from tunesmith.verbs.checks.prompts import ONE_TOKEN
 from tunesmith.verbs.checks.subject import Served, Subject
 from tunesmith.verbs.proof import BROKEN, Evidence, Position, usual_kl
 
+EXPLAINED = (
+    "KL (nats): how far two models' probabilities for the next token are apart, 0 is the same; top-1: how often both find the same token "
+    "most likely. Whole vocabularies; transformers computes in fp32"
+)
 MEANS = "other weights answer than those that were trained"
 TODO_FILE = "do not use this file; export again, or take a finer level (f16 loses nothing)"
 TODO_SERVER = "deploy again; if it stays, update Ollama, or see in its log whether it runs the model on a device that computes wrongly"
@@ -35,7 +39,7 @@ def local(evidence: Evidence, failure: UserError | None) -> Check:
     figures = [str(hop) for hop in evidence.hops]
     if failure is not None:
         return Check(3, "failed", (failure.message, *figures), MEANS, failure.hint or TODO_FILE)
-    return Check(3, "passed", (*figures, "full distributions; transformers computes in fp32"))
+    return Check(3, "passed", (*figures, EXPLAINED))
 
 
 def served(
@@ -114,4 +118,4 @@ def _mean(pairs: Sequence[tuple[float, bool]]) -> float:
 
 def _words(pairs: Sequence[tuple[float, bool]]) -> str:
     agree = sum(same for _, same in pairs) / len(pairs)
-    return f"mean KL ≥ {_mean(pairs):.2g}, top-1 agreement {agree:.1%} over {len(pairs)} positions"
+    return f"mean KL ≥ {_mean(pairs):.2g} nats, top-1 agreement {agree:.1%} over {len(pairs)} positions"

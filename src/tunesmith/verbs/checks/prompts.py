@@ -18,8 +18,8 @@ from tunesmith.verbs.checks.subject import Served, Subject, for_server
 
 MEANS = "the model is asked in another form than it was trained on, and answers worse or nonsense"
 TODO = (
-    "compare the TEMPLATE in the Modelfile with the chat template the run keeps; an older Ollama may render otherwise: update it and "
-    "deploy again"
+    "compare TEMPLATE and SYSTEM in the Modelfile with the chat template and the system prompt that the run keeps (chat_template.jinja, "
+    "rows.json); an older Ollama may render otherwise: update it and deploy again"
 )
 ONE_TOKEN = {"num_predict": 1, "temperature": 0, "seed": 0}
 THINKS_BY_ITSELF = (
@@ -75,7 +75,7 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
     except _CannotTell as error:
         progress.finish("not measured")
         return Check(1, "not measured", (str(error),)), ()
-    odd = found.odd
+    odd, by = found.odd, how
     if found.counts and not odd:
         how += "; token counts equal, so the beginning token is there as often as in training"
     offsets = {there - here for there, here in found.counts.values()}
@@ -93,7 +93,7 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
     if found.differing:
         first = [f"{name}: {words}" for name, words in list(found.differing.items())[:3]]
         head = (
-            f"{len(found.differing)} of {total} conversations are given to the model otherwise than in training ({how})"
+            f"{len(found.differing)} of {total} conversations are given to the model otherwise than in training ({by})"
         )
         return Check(1, "failed", (head, *first, *notes), MEANS, TODO), strange
     if not total:
