@@ -462,9 +462,9 @@ def test_the_modelfile_by_hand_gives_the_same_model(ready: Ready, server: FakeOl
 
 
 @pytest.mark.slow
-def test_tools_are_proved_and_their_loss_is_told(small: Path, tmp_path: Path) -> None:
+def test_tools_are_proved_and_their_loss_is_told(tiny: Path, tmp_path: Path) -> None:
     """A chat template with tools: its TEMPLATE renders them as in training. Without their place in it, check 5 says so."""
-    run = ending_run(small, tmp_path / "runs", "model.template=qwen2.5")
+    run = ending_run(tiny, tmp_path / "runs", "model.template=qwen2.5")
     target = target_of(str(run.path), SILENT)
     made, evidence = gguf(target, SILENT, level="f16"), Evidence()
     ready = Ready(run, target, made, evidence)
