@@ -67,7 +67,13 @@ def deploy(
             report = put(server, made.file, name, made.content, progress, quantize=there) if alive else None
             return Deployment(made, report, command, server.url)
         with Proving(target, made, progress, force=force, made_there=there) as proving:
-            facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
+            facts = {
+                "model": text,
+                "level": made.level,
+                "gguf": str(made.file),
+                "modelfile": str(made.modelfile),
+                "template": made.template_reason,
+            }
             if anew is not None:
                 facts["made_from_a_GGUF"] = anew
             if made.left_out:

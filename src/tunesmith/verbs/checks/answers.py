@@ -15,6 +15,7 @@ from tunesmith.config.progress import Progress
 from tunesmith.evaluate.held_out import HeldOut, total_loss
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
 from tunesmith.export.deploy_report import Check
+from tunesmith.export.ollama_shown import shorten
 from tunesmith.render.conversation import Rendered
 from tunesmith.render.stop import stop_token_ids
 from tunesmith.verbs.checks.asked import spread
@@ -69,9 +70,13 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
         last = replace(found.candidates[-1], why="", loss=loss, perplexity=_perplexity(loss), tokens=tokens)
         found = replace(found, candidates=(*found.candidates[:-1], last))
     figures = [f"{len(questions)} prompts ({subject.asked.source}), side by side in the report"]
+    if subject.system:
+        figures.append(f"all were asked with the system prompt of the training: {shorten(subject.system)}")
     if all(c.loss is not None for c in found.candidates):
         losses = ", ".join(f"{c.name} {c.loss:.4f}" for c in found.candidates)
-        figures.append(f"loss over {found.candidates[0].tokens} tokens of {len(rows)} {subject.asked.source}: {losses}")
+        figures.append(
+            f"loss (nats a token) over {found.candidates[0].tokens} tokens of {len(rows)} {subject.asked.source}: {losses}"
+        )
         if served is not None:
             figures.append(
                 "that of the deployed model is measured on the same file in llama.cpp: a server does not tell it"
