@@ -82,18 +82,24 @@ def deploy_adapter(
             )
         made = export_adapter(target, on, level, progress)
         check_architecture(str(made.checks["architecture"]))
+        folder = target.run.artifacts if target.run is not None else made.file.parent
+        record = {"name": name, "on": on, "gguf": str(made.file), "level": level, "checks": made.checks}
         report = None
         if there:
             if server.warning:
                 progress.say(f"warning: {server.warning}")
             asked = _trained_answers(target, made, progress)
-            report = put_adapter(
-                server, made.file, name, on, made.content, made.base, progress,
-                prove=lambda trial: _prove(server, trial, asked, progress),
-            )  # fmt: skip
+            try:
+                report = put_adapter(
+                    server, made.file, name, on, made.content, made.base, progress,
+                    prove=lambda trial: _prove(server, trial, asked, progress),
+                )  # fmt: skip
+            except UserError as error:
+                write_json(
+                    folder / "deploy_adapter_report.json", plain(record | {"server": None, "failed": error.message})
+                )
+                raise
         address = server.url
-    folder = target.run.artifacts if target.run is not None else made.file.parent
-    record = {"name": name, "on": on, "gguf": str(made.file), "level": level, "checks": made.checks}
     write_json(folder / "deploy_adapter_report.json", plain(record | {"server": asdict(report) if report else None}))
     return AdapterDeployment(made, report, manual_command(made.modelfile, name), address)
 
