@@ -72,6 +72,11 @@ WORDS = (
 )  # fmt: skip
 SEEN = [word for word in WORDS if not set(word) & set("\u00a0\u200b\u200d")]
 NAMES = ("get_weather", "add", "Look-up", "x", "run_code")
+RESULTS = (
+    *["-7", "42", "0", "3.5", "2.0", "-0.25", "12345678901234567890", "007", "1.50", "-0", "1e5", "12:00", "3 degrees", "-", "."],
+    *["true", "null", "None", '{"degrees": 3, "sky": "klar"}', "[1, 2.5, null]", '"q"', "{}", "a\n1", "x"],
+)  # fmt: skip
+"""What tools answer: numbers and JSON, which some templates write otherwise than texts."""
 
 
 def talks(number: int, seed: int, tools: bool, thinking: bool) -> Iterator[Talk]:
@@ -97,7 +102,7 @@ def _messages(dice: random.Random, tools: tuple[dict[str, Any], ...], thinks: bo
             yield {**_answer(dice, words, thinks), "tool_calls": called}
             for call in called:
                 name = call["function"]["name"]
-                yield {"role": "tool", "name": name, "tool_call_id": call["id"], "content": _text(dice, SEEN)}
+                yield {"role": "tool", "name": name, "tool_call_id": call["id"], "content": _result(dice)}
 
 
 def _answer(dice: random.Random, content: str, thinks: bool) -> dict[str, Any]:
@@ -108,6 +113,10 @@ def _answer(dice: random.Random, content: str, thinks: bool) -> dict[str, Any]:
 def _text(dice: random.Random, words: list[str] | tuple[str, ...] = tuple(WORDS)) -> str:
     text = " ".join(dice.choice(words) for _ in range(dice.randint(1, 9))).strip()
     return text.strip("\u00a0\n\t ") or "x"
+
+
+def _result(dice: random.Random) -> str:
+    return dice.choice(RESULTS) if dice.random() < 0.5 else _text(dice, SEEN)
 
 
 def _tool(dice: random.Random, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +29,16 @@ def render(
     """The prompt as Ollama renders it: with Go's own text/template where Go is installed. Raises GoTemplateError."""
     if shutil.which("go") is None:
         return render_as_ollama(template, messages, tools, think)
-    (found,) = run_go([go_job(template, messages, tools, think)])
-    if found["error"]:
-        raise GoTemplateError(found["error"].removeprefix("template: "))
-    return str(found["text"])
+    text, error = _by_go(json.dumps(go_job(template, messages, tools, think)))
+    if error:
+        raise GoTemplateError(error.removeprefix("template: "))
+    return text
+
+
+@cache
+def _by_go(job: str) -> tuple[str, str]:
+    (found,) = run_go([json.loads(job)])
+    return str(found["text"]), str(found["error"] or "")
 
 
 @cache

@@ -73,6 +73,17 @@ class FakeOllama:
     drop_parameters: tuple[str, ...] = ()
     """Parameters that a create forgets."""
     tells_logprobs: bool = True
+    tells_capabilities: bool = True
+    thinks_by_itself: bool = True
+    """A request that does not say whether to think means yes, for a model that can: so it is since 0.12."""
+    answers_upload: tuple[int, str] | None = None
+    """Refuse an upload before it was read, and close the connection: as a proxy that allows no files of this size."""
+    page: tuple[int, str, str] | None = None
+    """Answer everything with this status and HTML, and the header Location: as a proxy in between."""
+    breaks_at: tuple[str, int] | None = None
+    """Close the connection without an answer at the request to this path with this number, and at all later ones to it."""
+    crashes: list[BaseException] = field(default_factory=list)
+    """What went wrong in the server itself; a test that ends with some fails."""
     plain_text: bool = False
     """Answer everything with a 200 that is not JSON, as another program on the port would."""
 
@@ -88,8 +99,8 @@ class FakeOllama:
         """Raises Refused for what is refused before the stream; yields the lines, an error as the last."""
         if not re.fullmatch(r"[\w./:-]+", body["model"]):
             raise Refused(*recorded_error("create-bad-name-error"))
-        if not body.get("files"):
-            raise Refused(400, "neither 'from' or 'files' was specified")
+        if "files" not in body:
+            raise Refused(*recorded_error("create-neither-from-nor-files-error"))
         template = body.get("template") or AUTODETECTED
         try:
             render(template, [{"role": "user", "content": "x"}])
@@ -144,11 +155,14 @@ class FakeOllama:
             "parameters": "\n".join(_shown_parameters(model["parameters"])),
         }
         shown |= {key: model[key] for key in ("system", "license", "messages") if model[key]}
+        if not self.tells_capabilities:
+            del shown["capabilities"]
         return shown | self.change_shown
 
     def model(self, name: str, unknown: str) -> dict[str, Any]:
+        """A model, whose blob must be there: the real server says of one whose blob is gone that it has no such model."""
         found = self.models.get(_full(name))
-        if found is None:
+        if found is None or not self.blob(found["digest"]).is_file():
             status, text = recorded_error(unknown)
             raise Refused(status, text.replace("nope", name))
         return found
@@ -172,7 +186,9 @@ class FakeOllama:
         able = capabilities(model["template"])
         for wanted, what in ((body.get("tools"), "tools"), (body.get("think"), "thinking")):
             if wanted and what not in able:
-                raise Refused(400, f"{body['model']!r} does not support {what}")
+                raise Refused(400, f"{json.dumps(body['model'])} does not support {what}")
+        if self.thinks_by_itself and "thinking" in able and body.get("think") is None:
+            body = body | {"think": True}
         if "messages" in body:
             prompt = self.prompt(model, body["messages"], body)
         else:
@@ -203,7 +219,14 @@ class FakeOllama:
 
 
 def _full(name: str) -> str:
+    """As the server lists it: with its tag, without the registry and namespace that every name has; capitals mean nothing."""
+    name = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _with_error(name: str) -> tuple[int, dict[str, str]]:
+    status, text = recorded_error(name)
+    return status, {"error": text}
 
 
 def _shown_parameters(parameters: dict[str, Any]) -> Iterator[str]:
@@ -232,12 +255,37 @@ class _Handler(BaseHTTPRequestHandler):
         self.handle_one("POST")
 
     def handle_one(self, method: str) -> None:
+        try:
+            self.answer(method)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        except Exception as error:
+            self.state.crashes.append(error)
+            self.reply(500, {"error": f"the test server broke: {error!r}"})
+
+    def answer(self, method: str) -> None:
         state = self.state
-        if self.path.startswith("/api/blobs/"):
+        before = sum(path == self.path for _, path, _ in state.requests)
+        if state.breaks_at is not None and self.path == state.breaks_at[0] and before + 1 >= state.breaks_at[1]:
+            self.close_connection = True
+            self.connection.shutdown(2)
+            return
+        if self.path.startswith("/api/blobs/") and state.page is None:
             state.requests.append((method, self.path, None))
             self.head_blob() if method == "HEAD" else self.post_blob()
             return
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if state.page is not None:
+            status, text, location = state.page
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(text.encode())))
+            if location:
+                self.send_header("Location", location)
+            self.end_headers()
+            if method != "HEAD":
+                self.wfile.write(text.encode())
+            return
         body = json.loads(raw) if raw else {}
         if state.plain_text:
             self.send_response(200)
@@ -321,6 +369,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def post_blob(self) -> None:
         state, digest = self.state, self.path.removeprefix("/api/blobs/")
+        if state.answers_upload is not None:
+            self.reply(state.answers_upload[0], {"error": state.answers_upload[1]})
+            self.close_connection = True
+            self.connection.shutdown(2)
+            return
         left = int(self.headers["Content-Length"])
         data = bytearray()
         while left and (piece := self.rfile.read(min(left, 65536))):
@@ -330,6 +383,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.shutdown(2)
                 return
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            self.reply(*_with_error("blob-post-malformed-digest-error"))
+            return
+        if state.blob(digest).is_file():
+            self.reply(recorded("blob-post-again-200")["response"]["status"], None)
+            return
         if state.damage_upload:
             data[-1] ^= 1
         got = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -383,3 +442,5 @@ def serving(folder: Path, runner: Runner | None = None, *, kind: type[FakeOllama
         thread.join(timeout=5)
         if runner is not None:
             runner.close()
+    if state.crashes:
+        raise AssertionError("the test server broke") from state.crashes[0]

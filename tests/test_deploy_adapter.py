@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def test_what_went_wrong_there_is_found_and_taken_back(
         deploy_adapter(run.id, "tuned", "small-base", SILENT, url=server.url)
     assert "without --as adapter" in str(caught.value) or "merge it instead" in str(caught.value)
     assert sorted(server.models) == ["small-base:latest"], "nothing half-made is left"
+    record = json.loads((run.artifacts / "deploy_adapter_report.json").read_text(encoding="utf-8"))
+    assert record["server"] is None and re.search(words, record["failed"]) and record["checks"]
 
 
 def test_a_server_that_tells_no_probabilities(server: AdapterOllama, run: RunFolder) -> None:

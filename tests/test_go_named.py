@@ -6,6 +6,7 @@ import pytest
 
 from go_published import DATE, Chosen, Talk, talks
 from published import by_name, templates
+from published import tokenizer_for as published_tokenizer
 from test_go_published import differing
 from test_templates import tokenizer_for
 from tunesmith.export.go_template import PROBES, THINKING_PROBES, TOOL_PROBES, choose, model_template, stops
@@ -79,3 +80,28 @@ def test_tools_that_are_written_otherwise_are_not_claimed() -> None:
     assert choice.template is not None and choice.template.family == "chatml"
     assert choice.capabilities == ("completion",)
     assert "without tools" in choice.reason and "# My tools" in choice.reason and "newer servers" in choice.reason
+
+
+FALCON3 = (
+    "{% if tools %}{{ '<|system|>\n' }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% set messages = messages[1:] %}{% endif %}"
+    "{{ 'You can call functions.\n\n<tools>' + tools|tojson(indent=2) + '</tools>\n' }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ '<|assistant|>\n<tool_response>\n' + m.content + '\n</tool_response>\n' }}"
+    "{% elif m.role == 'assistant' %}{{ '<|assistant|>\n' + m.content }}"
+    "{% if m.tool_calls %}{{ '\n<tool_call>\n' + m.tool_calls|tojson(indent=2) + '\n</tool_call>' }}{% endif %}{{ eos_token + '\n' }}"
+    "{% else %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""Falcon 3's form, written after its tokenizer_config.json: no package publishes it. Tools are JSON over several lines."""
+
+
+def test_falcon3_has_the_form_of_tulu() -> None:
+    """Only answers end with a token; its tools, which no TEMPLATE can write in that form, are not claimed."""
+    published = by_name("ollama/tinyllama:1.1b")
+    renderer = Renderer(published_tokenizer(published), template=FALCON3)
+    model = model_template(renderer)
+    choice = choose(lambda messages, generation: renderer.text(messages, generation=generation), "", model)
+    assert choice.template is not None and choice.template.family == "tulu", choice.reason
+    assert choice.capabilities == ("completion",)
+    each = Chosen(published, model, "", choice)
+    assert differing(each, [*(Talk(p.messages) for p in PROBES if not p.limit), *talks(20, 3, False, False)]) == []
+    assert choice.template.stop == stops("tulu")

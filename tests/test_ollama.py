@@ -224,7 +224,7 @@ def test_alive_and_version_are_quick_and_never_raise_for_nothing(fake: FakeOllam
     ("fault", "kind", "words", "hint"),
     [
         ({"damage_upload": True}, ServerError, "digest mismatch, expected", "deploy again"),
-        ({"drop_upload_after": 2**20}, ServerError, "broke while sending model.gguf", "still runs"),
+        ({"drop_upload_after": 2**20}, ollama_api.ServerGoneError, "broke while sending model.gguf", "still runs"),
         (
             {"create_error": "no space left on device"},
             ServerError,
@@ -247,6 +247,8 @@ def test_alive_and_version_are_quick_and_never_raise_for_nothing(fake: FakeOllam
             "wrong type",
         ),
         ({"chat_error": (500, "model requires more system memory")}, ServerError, "system memory", "smaller quant"),
+        ({"answers_upload": (413, "too large")}, ServerError, "(413) while sending model.gguf: too large", "limit"),
+        ({"create_error": "path or Modelfile are required"}, ServerError, "Modelfile are required", "too old"),
     ],
 )
 def test_faults(
@@ -260,6 +262,78 @@ def test_faults(
     assert words in caught.value.message
     assert hint in (caught.value.hint or "")
     assert fake.models == {}, "a model that does not answer gets no name, and none on trial is left"
+
+
+def test_what_stands_between_here_and_ollama_is_not_taken_for_it(fake: FakeOllama, gguf: Path) -> None:
+    """A proxy's pages and an address that leads elsewhere: in few words, with what to do; nothing follows to another server."""
+    page = (
+        "<!DOCTYPE html>\n<html><head><title>502 Bad\n Gateway &amp; more</title></head><body>"
+        + "x" * 5000
+        + "</body></html>"
+    )
+    with OllamaServer(fake.url) as server:
+        fake.page = 502, page, ""
+        with pytest.raises(
+            ServerError, match=r"a web page came .* \(502\) while .*: 502 Bad Gateway & more\n"
+        ) as caught:
+            server.show("m")
+        assert "proxy" in (caught.value.hint or "")
+        fake.page = 200, page, ""
+        with pytest.raises(ServerError, match="is not Ollama"):
+            server.version()
+        fake.page = 301, "", "https://elsewhere.example/api/version"
+        for ask in (server.version, lambda: server.upload(gguf), lambda: server.create("m", from_="n")):
+            with pytest.raises(ServerError, match=r"sends to https://elsewhere\.example/.* \(301\)") as caught:
+                ask()
+            assert "--url" in (caught.value.hint or "")
+        assert not server.alive()
+    with (
+        OllamaServer(fake.url.replace("http:", "https:")) as server,
+        pytest.raises(ServerError, match="not speak https") as caught,
+    ):
+        server.version()
+    assert f"--url {fake.url}" in (caught.value.hint or "")
+    untrusted = ConnectionError(
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1)"
+    )
+    told = ollama_api.unreachable("https://a:443", untrusted, "x")
+    assert "self-signed" in told.message and "SSL_CERT_FILE" in (told.hint or "")
+
+
+def test_a_model_whose_file_vanished_is_none(fake: FakeOllama, gguf: Path) -> None:
+    """Its blob was deleted behind the server's back: the server says that there is no such model, and the next deployment sends it again."""
+    with OllamaServer(fake.url) as server:
+        first = deploy(server, gguf, "m", FULL)
+        fake.blob(f"sha256:{first.digest}").unlink()
+        assert server.show("m") is None
+        again = deploy(server, gguf, "m", FULL)
+    assert (again.replaced, again.uploaded_bytes) == (False, first.size_bytes)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("m", "m:latest", True),
+        ("library/M", "m", True),
+        ("registry.ollama.ai/library/m:latest", "m", True),
+        ("me/m", "m", False),
+        ("m:a", "m:b", False),
+        ("hf.co/me/m:Q4", "me/m:q4", False),
+        ("localhost:5000/me/m", "me/m", False),
+    ],
+)
+def test_names_of_one_model(fake: FakeOllama, one: str, other: str, same: bool) -> None:
+    assert ollama_api.same_model(one, other) == ollama_api.same_model(other, one) == same
+    for name in (one, other):
+        assert ollama_api.check_name(name) == name
+
+
+def test_an_upload_that_another_finished_meanwhile_is_taken(fake: FakeOllama, gguf: Path) -> None:
+    """Two deployments of one file: the server answers the second upload with 200, as recorded, not 201."""
+    with OllamaServer(fake.url) as server:
+        digest, _ = server.upload(gguf)
+        response = server._send("POST", f"/api/blobs/sha256:{digest}", "sending", content=gguf.read_bytes())
+        assert response.status_code == recorded("blob-post-again-200")["response"]["status"]
 
 
 def test_a_model_on_trial_that_cannot_be_removed_is_named(fake: FakeOllama) -> None:

@@ -19,13 +19,16 @@ from ending_run import ending_run
 from gguf_mutations import disturb, set_metadata
 from ollama_models import Runner
 from ollama_server import FakeOllama, serving
+from small_llama import small_model
 from tunesmith.config.errors import ServerError, UserError
 from tunesmith.config.progress import SILENT
+from tunesmith.evaluate.tasks.comparison import Comparison
 from tunesmith.export.deploy_report import Proof
 from tunesmith.export.modelfile import parse
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import proof as proof_of_numbers
-from tunesmith.verbs.deploy import Deployment, check_address, deploy
+from tunesmith.verbs.compare import run_comparison
+from tunesmith.verbs.deploy import Deployment, check_address, deploy, read_anew
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.proof import Evidence
 from tunesmith.verbs.prove import ProofFailed, Proving
@@ -61,9 +64,18 @@ def ready_of(run: RunFolder, target: Target) -> Ready:
     return Ready(run, target, made, reference.evidence)
 
 
+SYSTEM = "You answer with one word: 只答一个词。"
+
+
 @pytest.fixture(scope="module")
-def ready(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Ready:
-    run = ending_run(tiny, tmp_path_factory.mktemp("runs"))
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random llama with a small tokenizer of SmolLM2's kind, and its chat template: all steps of a proof take a moment."""
+    return small_model(tmp_path_factory.mktemp("small") / "small-llama")
+
+
+@pytest.fixture(scope="module")
+def ready(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    run = ending_run(small, tmp_path_factory.mktemp("runs"), system=SYSTEM)
     target = target_of(str(run.path), SILENT)
     return ready_of(run, target)
 
@@ -97,12 +109,13 @@ def test_the_trained_model_passes(ready: Ready, server: FakeOllama) -> None:
     done = ready.deploy(server.url, "me/m:x")
     assert states(done.proof) == PASSED
     assert list(server.models) == ["me/m:x"], "the model on trial is gone"
-    assert done.report is not None and done.report.answer.strip() in ("Yes.", "No.", "Perhaps.")
+    assert done.report is not None and done.report.answer.strip().endswith(("Yes.", "No.", "Perhaps."))
     assert " conversations, as the server renders them; token counts equal" in words(done.proof, 1)
     assert "in 8 of 8 texts" in words(done.proof, 2)
     assert "trained → merged" in words(done.proof, 3) and "lower bound" in words(done.proof, 3)
     assert "8 of 8 greedy answers to held-out rows end within 32 tokens in Ollama" in words(done.proof, 4)
     assert "num_ctx 256" in words(done.proof, 5) and "context length 256" in words(done.proof, 5)
+    assert "as sent: template, system" in words(done.proof, 5)
     comparison = done.proof.comparison if done.proof is not None else None
     assert comparison is not None and [c.name for c in comparison.candidates] == ["base", "tuned", "in Ollama"]
     base, tuned, there = comparison.candidates
@@ -116,17 +129,112 @@ def test_the_trained_model_passes(ready: Ready, server: FakeOllama) -> None:
     assert not re.search(r"<script|src=|href=|url\(|@import", page), "nothing is loaded from anywhere"
     assert page.count("✓") == 6 and "what it means" not in page.lower()
     assert "✓ 4. answers end" in (ready.run.artifacts / "deploy_report.md").read_text(encoding="utf-8")
+    the_one_system_prompt_of_the_training_is_the_models(ready, server, comparison)
+
+
+def the_one_system_prompt_of_the_training_is_the_models(ready: Ready, server: FakeOllama, found: Comparison) -> None:
+    """Asked without a system prompt, the deployed model is asked as in training; so are the models in comparisons."""
+    assert json.loads((ready.run.path / "rows.json").read_text(encoding="utf-8"))["system"] == SYSTEM
+    assert ready.made.content.system == SYSTEM
+    assert parse(ready.made.modelfile.read_text(encoding="utf-8")).system == SYSTEM
+    (model,) = server.models.values()
+    asked = [{"role": "user", "content": "Hi"}]
+    assert model["system"] == SYSTEM
+    assert server.prompt(model, asked, {}) == target_renderer(ready.target).text(
+        [{"role": "system", "content": SYSTEM}, *asked], generation=True
+    )
+    assert all(question.messages[0]["content"] == SYSTEM for question in found.questions)
+    for given, first in ((None, SYSTEM), ("Be brief.", "Be brief."), ("", "Hi")):
+        result, _ = run_comparison([str(ready.run.path)], SILENT, prompts=["Hi"], max_tokens=1, system=given)
+        assert result.questions[0].messages[0]["content"] == first
+
+
+# --- what breaks off ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "broken"),
+    [("/api/create", 1, None), ("/api/chat", 3, 1), ("/api/generate", 2, 2), ("/api/copy", 1, None)],
+)
+def test_a_server_that_goes_away_leaves_what_was_found(
+    ready: Ready, server: FakeOllama, path: str, number: int, broken: int | None
+) -> None:
+    """Its report says in which check, and what to do; the model on trial is removed where the server still answers."""
+    server.breaks_at = path, number
+    with pytest.raises(ServerError, match="broke while") as caught:
+        ready.deploy(server.url)
+    assert "deploy_report.html" in (caught.value.hint or "") and server.models == {}
+    report = json.loads((ready.run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
+    assert (
+        report["outcome"].startswith("Not deployed: the connection") and "ollama rm m:x-unproved" in report["outcome"]
+    )
+    states = {check["number"]: check["state"] for check in report["checks"]}
+    assert states[3] == "passed", "the numbers that were compared here stay"
+    if broken is not None:
+        assert states[broken] == states[6] == "not measured"
+        assert "broke off: the connection" in report["checks"][broken - 1]["figures"][0]
+
+
+def test_a_server_that_thinks_by_itself(ready: Ready, server: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chat template leaves thinking off when nothing is said, newer servers turn it on: told, asked as in training, no failure."""
+    from tunesmith.data.example import Chat, Message
+    from tunesmith.export.go_template import choose, model_template
+    from tunesmith.export.ollama import OllamaServer
+    from tunesmith.export.ollama_deploy import deploy as put
+    from tunesmith.render.conversation import Renderer
+    from tunesmith.verbs.checks import prompts, subject
+    from tunesmith.verbs.checks.asked import QUESTIONS, Asked
+
+    renderer = Renderer(target_renderer(ready.target).tokenizer, template=OFF_BY_ITSELF)
+    choice = choose(lambda m, generation: renderer.text(m, generation=generation), "", model_template(renderer))
+    assert choice.template is not None and "thinking" in choice.capabilities, choice.reason
+    content = replace(ready.made.content, template=choice.template.text, system=None)
+    monkeypatch.setattr(subject, "replace_folder", lambda *_: renderer)
+    monkeypatch.setattr(subject, "trained_system", lambda *_: None)
+    rows = Asked((Chat((Message("user", QUESTIONS[0]),)),), 32, "", "", False)
+    with (
+        OllamaServer(server.url) as client,
+        subject.opened(ready.target, replace(ready.made, content=content), rows) as found,
+    ):
+        put(client, ready.made.file, "m", content)
+        assert found.think is False
+        for by_itself, shown in ((True, True), (True, False), (False, True)):
+            server.thinks_by_itself, server.knows_debug_render = by_itself, shown
+            told, _ = prompts.check(found, subject.Served(client, "m", client.show("m") or {}, {}), SILENT)
+            assert told.state == "passed", told.figures
+            assert any("send `think: false`" in line for line in told.figures) == by_itself
+
+
+OFF_BY_ITSELF = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def test_a_gguf_that_is_deployed_anew_is_told_so(ready: Ready) -> None:
+    from tunesmith.config.home import models_folder
+
+    base = replace(ready.target.base, folder=models_folder() / "from-gguf" / "x-1")
+    anew = replace(ready.target, base=base, learned=None)
+    assert "rounded anew to Q8_0" in (read_anew("x.gguf", anew, "q8_0") or "")
+    assert read_anew("run", replace(anew, learned=base.folder), "q8_0") is None
+    assert read_anew("run", ready.target, "q8_0") is None
 
 
 # --- each damage turns its own check red, and no other -------------------------------------------------------------
 
 
 def other_template(made: GgufExport) -> GgufExport:
-    """As if the TEMPLATE forgot the system prompt that this model has by default."""
-    assert made.content.template is not None and "SmolLM" in made.content.template
-    text = made.content.template.replace("You are a helpful AI assistant named SmolLM, trained by Hugging Face", "Hi")
+    """As if the TEMPLATE forgot the line break after each turn."""
+    assert made.content.template is not None
+    text = made.content.template.replace("<|im_end|>\n", "<|im_end|>")
     assert text != made.content.template
     return replace(made, content=replace(made.content, template=text))
+
+
+def without_system(made: GgufExport) -> GgufExport:
+    return replace(made, content=replace(made.content, system=None))
 
 
 def without_stop(made: GgufExport) -> GgufExport:
@@ -182,11 +290,14 @@ DAMAGES: dict[str, tuple[Callable[[FakeOllama], None], Callable[[GgufExport], Gg
     "capability too many": (shows(capabilities=["completion", "tools"]), unchanged, 5, "has no place for that"),
     "num_ctx": (forgets_num_ctx, unchanged, 5, "its num_ctx is None, not 256"),
     "context length": (set_on_upload("llama.context_length", 256, 128), unchanged, 5, "its context length is 128"),
-    "system prompt": (shows(system="x", template="y"), unchanged, 5, "its template is 'y'"),
+    "template, as the server tells it": (shows(template="y"), unchanged, 5, "its template is 'y'"),
+    "system prompt, as the server tells it": (shows(system=""), unchanged, 5, "its system is ''"),
+    "system prompt": (nothing, without_system, 1, "in training '…"),
 }
 
 
-QUICK = ("template", "stop")
+QUICK = ("template", "pre-tokenizer", "weights", "stop", "capability", "system prompt")
+"""One for each check that can be red."""
 
 
 @pytest.mark.parametrize(
@@ -293,9 +404,10 @@ def test_without_a_server_it_is_proved_here(ready: Ready) -> None:
     assert done.report is None and done.command.startswith("ollama create m:x -f ")
     assert done.proof is not None and done.command in done.proof.outcome
     assert "in llama.cpp here" in words(done.proof, 4)
-    with pytest.raises(ProofFailed) as caught:
-        ready.deploy(None, made=other_template(ready.made))
-    assert failed(caught.value.proof) == {1}
+    for change in (other_template, without_system):
+        with pytest.raises(ProofFailed) as caught:
+            ready.deploy(None, made=change(ready.made))
+        assert failed(caught.value.proof) == {1}
 
 
 REFUSING = (
@@ -356,14 +468,14 @@ def test_a_server_that_was_named_must_answer(ready: Ready) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_never_learned_to_end_is_told_so(ready: Ready, tiny: Path) -> None:
+def test_a_model_that_never_learned_to_end_is_told_so(ready: Ready, small: Path) -> None:
     """The base answers at random: nothing was trained that should end, so nothing is refuted. As a run it would be."""
     from tunesmith.verbs.checks import endings
     from tunesmith.verbs.checks.asked import asked
     from tunesmith.verbs.checks.subject import opened
     from tunesmith.verbs.gguf import replace_folder
 
-    base = target_of(str(tiny), SILENT)
+    base = target_of(str(small), SILENT)
     made = gguf(base, SILENT, level="f16", out=ready.run.path.parent / "base.gguf")
     rows = replace(asked(base, replace_folder(base, made.merged), SILENT), limit=16)
     assert (rows.trained, rows.source) == (False, "questions of our own")
@@ -417,36 +529,6 @@ def test_tools_are_proved_and_their_loss_is_told(tiny: Path, tmp_path: Path) -> 
         lost = replace(made, content=replace(made.content, template=without_tools(made.content.template)))
         done = ready.deploy(server.url, made=lost)
         assert failed(done.proof) == {5} and "the chat template has tools" in words(done.proof, 5)
-
-
-SYSTEM = "You answer with one word: 只答一个词。"
-
-
-def test_the_one_system_prompt_of_the_training_is_the_models(tiny: Path, tmp_path: Path) -> None:
-    """Asked without a system prompt, the deployed model is asked as in training; without SYSTEM, check 1 says that it is not."""
-    run = ending_run(tiny, tmp_path / "runs", system=SYSTEM)
-    assert json.loads((run.path / "rows.json").read_text(encoding="utf-8"))["system"] == SYSTEM
-    target = target_of(str(run.path), SILENT)
-    ready = ready_of(run, target)
-    made = ready.made
-    assert made.content.system == SYSTEM and parse(made.modelfile.read_text(encoding="utf-8")).system == SYSTEM
-    with serving(tmp_path / "blobs", Runner()) as server:
-        done = ready.deploy(server.url)
-        assert states(done.proof) == PASSED
-        assert server.models["m:x"]["system"] == SYSTEM and "as sent: template, system" in words(done.proof, 5)
-        prompt = server.prompt(server.models["m:x"], [{"role": "user", "content": "Hi"}], {})
-        assert prompt == target_renderer(target).text(
-            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hi"}], generation=True
-        )
-        assert done.proof is not None and done.proof.comparison is not None
-        assert all(question.messages[0]["content"] == SYSTEM for question in done.proof.comparison.questions)
-        lost = replace(made, content=replace(made.content, system=None))
-        for url in (server.url, None):
-            with pytest.raises(ProofFailed) as caught:
-                ready.deploy(url, made=lost)
-            assert failed(caught.value.proof) == {1} and "in training" in words(caught.value.proof, 1)
-        server.change_shown = {"system": ""}
-        assert failed(ready.deploy(server.url).proof) == {5}
 
 
 def target_renderer(target: Target) -> Any:

@@ -5,6 +5,7 @@ Nothing here knows what is asked or deployed.
 
 from __future__ import annotations
 
+import html
 import ipaddress
 import json
 import os
@@ -23,6 +24,8 @@ KEY = "OLLAMA_API_KEY"
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 600.0
 """A CPU may need minutes to load a model and to read a long question before it sends the first byte."""
+LONGEST = 500
+"""So much of an error's text is told (characters)."""
 
 
 def address(value: str | None = None) -> str:
@@ -99,6 +102,19 @@ def check_name(name: str) -> str:
     return name
 
 
+def same_model(one: str, other: str) -> bool:
+    """Whether Ollama takes two names for one model: the tag latest, the namespace library and its own registry may be left out,
+    and capitals mean nothing. Source: ``ParseName`` in Ollama's ``types/model/name.go``, ``getExistingName`` in ``server/routes.go``."""
+    return _whole(one) == _whole(other)
+
+
+def _whole(name: str) -> str:
+    head, _, last = name.lower().rpartition("/")
+    registry, _, namespace = head.rpartition("/")
+    tagged = last if ":" in last else f"{last}:latest"
+    return f"{registry or 'registry.ollama.ai'}/{namespace or 'library'}/{tagged}"
+
+
 def http_client(url: str) -> httpx.Client:
     """A client for ``url``: 2 s to connect, minutes to answer. A proxy from the environment is never used for loopback."""
     import httpx
@@ -132,21 +148,35 @@ def _takes_key(url: str) -> bool:
     return is_loopback(url) or url.startswith("https:")
 
 
-def unreachable(url: str, error: Exception, doing: str) -> ServerError:
+class ServerGoneError(ServerError):
+    """No answer came at all: no connection, or one that broke. What was asked is neither done nor refused."""
+
+
+def unreachable(url: str, error: Exception, doing: str) -> ServerGoneError:
     """The error for a connection that was not made, or that broke while ``doing`` (“creating x”)."""
     import httpx
 
+    words = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        return ServerGoneError(
+            f"the certificate of {url} is not one that this machine trusts ({words.rpartition('] ')[2]})",
+            hint="set SSL_CERT_FILE to the certificate that it is signed with; nothing was sent",
+        )
+    if "SSL" in words and "WRONG_VERSION" in words.upper():
+        return ServerGoneError(
+            f"what answers at {url} does not speak https", hint=f"try --url {url.replace('https:', 'http:', 1)}"
+        )
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, ConnectionError)):
-        return ServerError(
+        return ServerGoneError(
             f"no Ollama server answers at {url}",
             hint="start it (`ollama serve`, or the Ollama app), or give the address where it runs (OLLAMA_HOST, or --url of deploy)",
         )
     if isinstance(error, httpx.TimeoutException):
-        return ServerError(
+        return ServerGoneError(
             f"Ollama at {url} did not answer in time while {doing}",
             hint="look at the server's log: a model too large for its memory is the usual reason",
         )
-    return ServerError(
+    return ServerGoneError(
         f"the connection to Ollama at {url} broke while {doing} ({type(error).__name__})",
         hint="see whether the server still runs (it may have run out of memory or disk), then do the same again",
     )
@@ -156,7 +186,21 @@ def refused(doing: str, status: int | None, text: str) -> ServerError:
     """The error for a refusal: an HTTP status ≥ 400 with its body, or an error line in a stream (``status`` None)."""
     message = error_text(text)
     code = "" if status is None or status < 400 else f" ({status})"
+    if _is_page(text):
+        return ServerError(
+            f"a web page came in place of Ollama's answer{code} while {doing}: {message}",
+            hint="a proxy stands between here and Ollama: it may limit the size or time of a request, or not reach Ollama; its log says more",
+        )
     return ServerError(f"Ollama refused{code} while {doing}: {message}", hint=_hint(message, status))
+
+
+def redirected(url: str, status: int, location: str, doing: str) -> ServerError:
+    """The error for an answer that sends elsewhere: it is not followed, since a model would go to a server that nobody named."""
+    where = f"to {location}" if location else "elsewhere"
+    return ServerError(
+        f"{url} sends {where} ({status}) while {doing}",
+        hint="name the address that it leads to with --url (or OLLAMA_HOST), without /api/…; nothing was sent there",
+    )
 
 
 def not_ollama(url: str) -> ServerError:
@@ -168,14 +212,21 @@ def not_ollama(url: str) -> ServerError:
 
 
 def error_text(body: str) -> str:
-    """Ollama's own words in a body that is ``{"error": …}``, plain text or empty."""
+    """Ollama's own words in a body that is ``{"error": …}``, plain text or empty; of a web page its title."""
     try:
         found = json.loads(body)
     except ValueError:
-        return body.strip() or "no reason was given"
+        if _is_page(body):
+            title = re.search(r"<(title|h1)[^>]*>(.*?)</\1>", body, re.IGNORECASE | re.DOTALL)
+            return " ".join(html.unescape(title[2]).split())[:LONGEST] if title else "it has no title"
+        return " ".join(body.split())[:LONGEST] or "no reason was given"
     if isinstance(found, Mapping) and "error" in found:
         return str(found["error"])
-    return body.strip()
+    return body.strip()[:LONGEST]
+
+
+def _is_page(body: str) -> bool:
+    return bool(re.match(r"\s*<(!doctype|html|head|body|\?xml)", body, re.IGNORECASE))
 
 
 _HINTS = {
@@ -187,6 +238,8 @@ _HINTS = {
     "unsupported architecture": "export the model with `--to gguf`, which Ollama can run for more architectures",
     "unknown type": "this server is too old to take files: update Ollama",
     "neither 'from' or 'files'": "this server is too old to take files: update Ollama",
+    "modelfile are required": "this server is too old to take files: update Ollama",
+    "can't evaluate field": "this server is too old for this chat template: update Ollama",
     "must be of type": "a parameter of the model has a wrong type: deploy it again with right ones",
     "system memory": "close other programs, or export with a smaller quantization",
     "template error": "the chat template is not one that Ollama can read",
@@ -198,6 +251,8 @@ def _hint(message: str, status: int | None) -> str:
     for words, hint in _HINTS.items():
         if words in lower:
             return hint
+    if status == 413:
+        return "a proxy in between takes no files of this size: raise its limit, or go past it"
     if status in {401, 403}:
         return "the server wants a key (OLLAMA_API_KEY), or does not allow this address"
     return "the server's log (`ollama serve`, or the app's log file) says more"

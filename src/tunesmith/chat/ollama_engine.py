@@ -17,13 +17,14 @@ class OllamaEngine:
 
     What `Sampling` says replaces the model's own parameters, and Ollama's other sampling defaults (repeat penalty, top-k,
     min-p) are switched off, so that answers can be compared with those of other engines. The connection is opened at the
-    first question. Raises UserError for an impossible name or address.
+    first question. ``think``: whether the model is to think first; None: the server decides. What it thinks comes between <think> tags,
+    as models write it. Raises UserError for an impossible name or address.
     """
 
-    def __init__(self, model: str, url: str | None = None) -> None:
+    def __init__(self, model: str, url: str | None = None, *, think: bool | None = None) -> None:
         import ollama
 
-        self.model = ollama_api.check_name(model)
+        self.model, self.think = ollama_api.check_name(model), think
         self.url = ollama_api.address(url)
         self.name = f"ollama:{model}"
         self._client = ollama.Client(host=self.url, **ollama_api.client_options(self.url))
@@ -34,15 +35,23 @@ class OllamaEngine:
         import ollama
 
         doing = f"asking {self.model}"
-        ended = False
+        ended = thinks = False
         try:
             parts = self._client.chat(
-                model=self.model, messages=list(messages), stream=True, options=request_options(sampling)
+                model=self.model,
+                messages=list(messages),
+                stream=True,
+                options=request_options(sampling),
+                think=self.think,
             )
             for part in parts:
                 ended = bool(part.done)
+                if part.message.thinking:
+                    yield part.message.thinking if thinks else f"<think>\n{part.message.thinking}"
+                    thinks = True
                 if part.message.content:
-                    yield part.message.content
+                    yield f"\n</think>\n\n{part.message.content}" if thinks else part.message.content
+                    thinks = False
         except ollama.ResponseError as error:
             raise ollama_api.refused(doing, error.status_code, error.error) from error
         except (httpx.TransportError, ConnectionError) as error:

@@ -195,6 +195,7 @@ TOOL_PROBES = tuple(
         ("system and a call", (_SYSTEM, _USER, _call(_ONE), _SUNNY), (_WEATHER,), ""),
         ("two calls in one turn", (_USER, _call(_ONE, _TWO), _SUNNY, _NOON), (_WEATHER, _TIME), ""),
         ("a call after a call", (_USER, _call(_ONE), _SUNNY, _call(_TWO), _NOON), (_WEATHER, _TIME), ""),
+        ("numbers as results", (_USER, _call(_ONE), _result(_ONE[0], _ONE[1], "-7"), _call(_TWO), _result(_TWO[0], _TWO[1], "3.50")), (_WEATHER, _TIME), ""),
         ("words and a call", (_USER, _call(_ONE, content="I look."), _SUNNY), (_WEATHER,), ""),
         ("code in a call", (_USER, _call(_CODE), _result("cdefgh345", "run", "a < b & c\n\"x\"")), (_SHELL,), ""),
         ("a list as a parameter", (_USER,), (_LIST,), _NESTS),

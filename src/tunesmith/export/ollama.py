@@ -94,7 +94,7 @@ class OllamaServer:
             "options": {"num_predict": 1},
             "_debug_render_only": True,
         }
-        found = self._json(self._send("POST", "/api/chat", f"rendering a prompt for {name}", json=body).text)
+        found = self._answer("/api/chat", f"rendering a prompt for {name}", body)
         told = (found.get("_debug_info") or {}).get("rendered_template")
         return None if told is None else str(told)
 
@@ -213,9 +213,15 @@ class OllamaServer:
             response = self._client.request(method, path, **request)
         except httpx.TransportError as error:
             raise ollama_api.unreachable(self.url, error, doing) from error
-        if response.status_code >= 300 and response.status_code not in accept:
-            raise ollama_api.refused(doing, response.status_code, response.text)
+        if response.status_code not in accept:
+            self._must_be_good(response, doing)
         return response
+
+    def _must_be_good(self, response: httpx.Response, doing: str) -> None:
+        if response.is_redirect:
+            raise ollama_api.redirected(self.url, response.status_code, response.headers.get("Location", ""), doing)
+        if response.status_code >= 300:
+            raise ollama_api.refused(doing, response.status_code, response.read().decode("utf-8", "replace"))
 
     def _lines(self, path: str, doing: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The JSON lines of a streamed answer. An ``error`` line inside a 200 is an error."""
@@ -223,8 +229,7 @@ class OllamaServer:
 
         try:
             with self._client.stream("POST", path, json=body) as response:
-                if response.status_code >= 300:
-                    raise ollama_api.refused(doing, response.status_code, response.read().decode("utf-8", "replace"))
+                self._must_be_good(response, doing)
                 for text in filter(str.strip, response.iter_lines()):
                     line = self._json(text)
                     if "error" in line:

@@ -124,9 +124,7 @@ def unproved(server: OllamaServer, name: str, progress: Progress = SILENT) -> It
 
     A server that is gone by then may keep it: that is said.
     """
-    head, _, last = name.rpartition("/")
-    model, _, tag = last.partition(":")
-    trial = f"{head + '/' if head else ''}{model}:{(tag or 'latest')[: 80 - len(UNPROVED)]}{UNPROVED}"
+    trial = trial_name(name)
     try:
         yield trial
     finally:
@@ -137,6 +135,13 @@ def unproved(server: OllamaServer, name: str, progress: Progress = SILENT) -> It
                 f"warning: the model on trial, {trial}, may be left on {server.url} ({error.message}); "
                 f"`ollama rm {trial}` removes it, and so does the next deployment of {name}"
             )
+
+
+def trial_name(name: str) -> str:
+    """What a model is called while it is on trial: ``me/m:v1`` -> ``me/m:v1-unproved``."""
+    head, _, last = name.rpartition("/")
+    model, _, tag = last.partition(":")
+    return f"{head + '/' if head else ''}{model}:{(tag or 'latest')[: 80 - len(UNPROVED)]}{UNPROVED}"
 
 
 def check_gguf(path: Path) -> int:

@@ -48,6 +48,11 @@ def safetensors_of(gguf: Path, progress: Progress = SILENT, licenses: tuple[Path
     return folder
 
 
+def is_import(folder: Path) -> bool:
+    """Whether a model's folder was made from a GGUF here."""
+    return folder.parent == models_folder() / "from-gguf"
+
+
 def _dequantize(gguf: Path, out: Path, progress: Progress) -> None:
     import torch
 

@@ -18,6 +18,7 @@ from tunesmith.evaluate.held_out import HeldOut
 from tunesmith.evaluate.quality_report import plain
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
 from tunesmith.runs.folder import RunFolder, find_run
+from tunesmith.verbs.gguf import system_of
 from tunesmith.verbs.prompts import questions, with_system
 from tunesmith.verbs.targets import open_engine, reference_of, renderer_of, target_of
 from tunesmith.verbs.train import config_of_run
@@ -38,7 +39,8 @@ def run_comparison(
 ) -> tuple[Comparison, Path | None]:
     """Compare ``models`` (references). Prompts: given ones, a file's (``verbs.prompts``), a data set's, else the held-out rows of
     the first run among the models. With rows that have answers the held-out loss is measured too. ``system``: a system prompt for
-    questions without one. ``html``: where a page of it is written too.
+    questions without one ("": none); by default that of the runs' training, where all rows had the same, since a run that was deployed
+    has it too. ``html``: where a page of it is written too.
 
     Returns the comparison and, when a run is among the models, the folder of its artifacts that holds the report.
     """
@@ -60,6 +62,8 @@ def run_comparison(
             raise UserError(
                 f"run {run.id} held no rows out", hint='give prompts with -p "…", --prompts FILE or --data SET'
             )
+    if system is None and (system := _system_of_training(models)):
+        progress.say("questions without a system prompt are asked with the one of the training; --system gives another")
     asked = questions(prompts, prompts_file, system)
     for row in _spread(rows, max(0, limit - len(asked))):
         asked.append(with_system(Question(tuple(row.prompt()), row.answer()), system))
@@ -94,6 +98,13 @@ def _chats(examples: Sequence[Example]) -> list[Chat]:
                 hint='give prompts with -p "…", --prompts FILE, or a set of conversations with --data SET',
             )
     return [example for example in examples if isinstance(example, Chat)]
+
+
+def _system_of_training(models: Sequence[str]) -> str | None:
+    """The one system prompt that all runs among ``models`` were trained with; None when they differ, or had none."""
+    references = [reference_of(model) for model in models]
+    found = {system_of(find_run(one.name)) for one in references if one.kind == "run"}
+    return found.pop() if len(found) == 1 else None
 
 
 def _first_run(models: Sequence[str]) -> RunFolder | None:

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.chat.ollama_api import address, check_name, is_loopback
+from tunesmith.chat.ollama_api import ServerGoneError, address, check_name, is_loopback
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import NotProvedError, Report
 from tunesmith.export.beside import modelfile_beside
 from tunesmith.export.deploy_report import ERRORS, Proof
 from tunesmith.export.ollama import OllamaServer, manual_command
-from tunesmith.export.ollama_deploy import DeployReport
+from tunesmith.export.ollama_deploy import DeployReport, trial_name
 from tunesmith.export.ollama_deploy import deploy as put
 from tunesmith.export.ollama_quantize import check_quantize
+from tunesmith.models.gguf_import import is_import
 from tunesmith.verbs.gguf import GgufExport, gguf, modelfile_for
 from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.proof import Evidence
@@ -62,6 +63,9 @@ def deploy(
         if url is not None:
             server.version()  # who names a server means it: said before the long work
         target = target_of(text, progress)
+        anew = read_anew(text, target, level)
+        if anew is not None:
+            progress.say(f"warning: {anew}")
         with in_words(lambda: kept_in(target.run.artifacts if target.run is not None else Path.cwd())):
             made, evidence, failure = (*proved, None) if proved is not None else _export(target, level, progress)
         if failure is not None and not verify:
@@ -72,13 +76,31 @@ def deploy(
             report = put(server, made.file, name, made.content, progress, quantize=there) if alive else None
             return Deployment(made, report, command, server.url)
         with Proving(target, made, progress, force=force, made_there=there) as proving:
-            facts = {"model": text, "level": made.level, "gguf": str(made.file), "template": made.template_reason}
+            facts = {
+                "model": text,
+                "level": made.level,
+                "gguf": str(made.file),
+                "modelfile": str(made.modelfile),
+                "template": made.template_reason,
+            }
+            if anew is not None:
+                facts["made_from_a_GGUF"] = anew
             if made.left_out:
                 facts["not_in_the_Modelfile"] = "; ".join(made.left_out)
             if not proving.local(evidence, failure):
                 outcome = "The proof failed before anything was sent to a server."
             elif url is not None or server.alive():
-                report, outcome, facts = _on_server(proving, server, name, facts, progress)
+                try:
+                    report, outcome, facts = _on_server(proving, server, name, facts, progress)
+                except UserError as error:  # the server went away, refused, or made another model than was sent
+                    outcome = f"Not deployed: {error.message}. A {name} that was there before is as it was."
+                    if isinstance(error, ServerGoneError):
+                        trial = trial_name(name)
+                        outcome += f" The model on trial may be left there: `ollama rm {trial}`, or deploy again."
+                    proving.record(name, outcome, facts | {"server_url": server.url}, None)
+                    found = f"what was found until then: {proving.page}"
+                    error.hint = found if error.hint is None else f"{error.hint}; {found}"
+                    raise
                 if report is not None:
                     proof = proving.record(name, outcome, facts, asdict(report))
                     return Deployment(made, report, command, server.url, proof)
@@ -144,6 +166,16 @@ def _on_server(
         report,
         f"{name} answers at {server.url}{', in place of the model of that name before' if there else ''}.{forced}",
         facts,
+    )
+
+
+def read_anew(text: str, target: Target, level: str) -> str | None:
+    """What to know of a model that is given as a GGUF and deployed as it is; None for all others."""
+    if target.learned is not None or not is_import(target.base.folder):
+        return None
+    return (
+        f"{text} is a GGUF already: its numbers are read and rounded anew to {level.upper()}, which adds to what they lost before; "
+        f"to serve the file as it is, write `FROM {text}` into a Modelfile and say `ollama create NAME -f Modelfile`"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.chat.ollama_api import check_name
+from tunesmith.chat.ollama_api import check_name, same_model
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.files import write_json
 from tunesmith.config.plugins import load as load_plugin
@@ -72,7 +72,7 @@ def deploy_adapter(
     check_name(name)
     check_name(on)
     check_address(url)
-    if _tagged(name) == _tagged(on):
+    if same_model(name, on):
         raise UserError(
             f"--name {name} is the base itself", hint="give the adapted model another name; the base stays as it is"
         )
@@ -87,18 +87,24 @@ def deploy_adapter(
         with in_words(lambda: kept_in(target.run.artifacts if target.run is not None else Path.cwd())):
             made = export_adapter(target, on, level, progress)
         check_architecture(str(made.checks["architecture"]))
+        folder = target.run.artifacts if target.run is not None else made.file.parent
+        record = {"name": name, "on": on, "gguf": str(made.file), "level": level, "checks": made.checks}
         report = None
         if there:
             if server.warning:
                 progress.say(f"warning: {server.warning}")
             asked = _trained_answers(target, made, progress)
-            report = put_adapter(
-                server, made.file, name, on, made.content, made.base, progress,
-                prove=lambda trial: _prove(server, trial, asked, progress),
-            )  # fmt: skip
+            try:
+                report = put_adapter(
+                    server, made.file, name, on, made.content, made.base, progress,
+                    prove=lambda trial: _prove(server, trial, asked, progress),
+                )  # fmt: skip
+            except UserError as error:
+                write_json(
+                    folder / "deploy_adapter_report.json", plain(record | {"server": None, "failed": error.message})
+                )
+                raise
         address = server.url
-    folder = target.run.artifacts if target.run is not None else made.file.parent
-    record = {"name": name, "on": on, "gguf": str(made.file), "level": level, "checks": made.checks}
     write_json(folder / "deploy_adapter_report.json", plain(record | {"server": asdict(report) if report else None}))
     return AdapterDeployment(made, report, manual_command(made.modelfile, name), address)
 
@@ -127,8 +133,8 @@ def export_adapter(target: Target, on: str, level: str, progress: Progress) -> A
     return AdapterExport(file, place, content, reason, base, checks)
 
 
-def _tagged(name: str) -> str:
-    return (name if ":" in name.rpartition("/")[2] else f"{name}:latest").lower()
+def _fields(content: Modelfile) -> dict[str, Any]:
+    return {name: getattr(content, name) for name in content.__dataclass_fields__}
 
 
 def _rows_of(target: Target) -> list[list[int]]:

@@ -16,6 +16,7 @@ from tunesmith.export.base import Report
 from tunesmith.export.beside import modelfile_beside
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.hub.licences import licence_files, text_of
+from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.beside import accompany
 from tunesmith.verbs.calibration import context_limit
 from tunesmith.verbs.making import config_of, make, plugin_of
@@ -112,10 +113,13 @@ def write_modelfile(place: Path, content: Modelfile, progress: Progress) -> tupl
 
 def trained_system(target: Target) -> str | None:
     """The system prompt that every row had which ``target`` learned from, as its run wrote it down; None for all others."""
-    if target.run is None or target.learned is None:
-        return None
+    return None if target.run is None or target.learned is None else system_of(target.run)
+
+
+def system_of(run: RunFolder) -> str | None:
+    """The system prompt of all rows that a run learned from, when they had one and the same."""
     try:
-        kept = json.loads((target.run.path / "rows.json").read_text(encoding="utf-8"))
+        kept = json.loads((run.path / "rows.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return kept.get(SYSTEM) or None

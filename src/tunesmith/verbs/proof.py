@@ -288,4 +288,4 @@ def in_words(figures: Parity | None) -> str:
     """A line for people; None is what could not be compared."""
     if figures is None:
         return "numbers not compared"
-    return f"mean KL {figures.mean_kl:.2g}, top-1 agreement {figures.top1_agreement:.1%} over {figures.positions} positions"
+    return f"mean KL {figures.mean_kl:.2g} nats, top-1 agreement {figures.top1_agreement:.1%} over {figures.positions} positions"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tunesmith.config.errors import ExportError, UserError
+from tunesmith.config.errors import ExportError, ServerError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.tasks.comparison import Comparison
 from tunesmith.export.deploy_report import NAMES, Check, Proof
@@ -83,20 +84,40 @@ class Proving(AbstractContextManager["Proving"]):
         return not self.broken or self.force
 
     def on_server(self, server: OllamaServer, name: str, told: Mapping[str, Any], wrong: Mapping[str, str]) -> bool:
-        """All six checks with the model ``name`` on the server. Whether it may get the name people use."""
+        """All six checks with the model ``name`` on the server. Whether it may get the name people use.
+
+        Raises ServerError when the server stops answering; the check in which it did so says that.
+        """
         subject = self._open()
         served = Served(server, name, told, wrong)
-        found, odd = prompts.check(subject, served, self.progress)
-        self._keep(found)
+        with self._reaching(1):
+            found, odd = prompts.check(subject, served, self.progress)
+            self._keep(found)
         if self.checks[2].state == "passed":
-            self._keep(tokens.check(subject, served, self.progress, odd, prompts_differ=found.state == "failed"))
+            with self._reaching(2):
+                self._keep(tokens.check(subject, served, self.progress, odd, prompts_differ=found.state == "failed"))
         if self.checks[3].state == "passed":
-            self._keep(numbers.served(self.checks[3], subject, served, self.evidence, self.progress, self.made_there))
-        self._keep(endings.check(subject, served, self.progress))
+            with self._reaching(3):
+                self._keep(
+                    numbers.served(self.checks[3], subject, served, self.evidence, self.progress, self.made_there)
+                )
+        with self._reaching(4):
+            self._keep(endings.check(subject, served, self.progress))
         self._keep(shown.check(subject, served))
         if not self.broken or self.force:
-            self._compare(served)
+            with self._reaching(6):
+                self._compare(served)
         return not self.broken or self.force
+
+    @contextmanager
+    def _reaching(self, number: int) -> Iterator[None]:
+        """What a check found until the server stopped answering is kept; the check then proves nothing."""
+        try:
+            yield
+        except ServerError as error:
+            before = self.checks.get(number, Check(number, "not measured"))
+            self._keep(replace(before, state="not measured", figures=(f"broke off: {error.message}", *before.figures)))
+            raise
 
     def alone(self) -> bool:
         """The same as far as it goes without a server. Whether the model may be served."""
@@ -110,7 +131,8 @@ class Proving(AbstractContextManager["Proving"]):
     def record(self, name: str, outcome: str, facts: Mapping[str, str], server: Mapping[str, Any] | None) -> Proof:
         """The proof as it stands, written into the run's artifacts (or beside the GGUF)."""
         every = tuple(
-            self.checks.get(number, Check(number, "not measured", ("not reached",))) for number in sorted(NAMES)
+            self.checks.get(number, Check(number, "not measured", ("not reached: the deployment ended before",)))
+            for number in sorted(NAMES)
         )
         parity = self.evidence.hops[-1].figures.as_dict() if self.evidence.hops else None
         proof = Proof(name, outcome, every, dict(facts), self.comparison, parity, server)

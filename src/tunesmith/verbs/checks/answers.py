@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tunesmith.chat.base import Engine, Sampling
 from tunesmith.chat.llamacpp import LlamaCppEngine
+from tunesmith.chat.ollama_api import ServerGoneError
 from tunesmith.chat.ollama_engine import OllamaEngine
 from tunesmith.chat.transformers_engine import TransformersEngine
 from tunesmith.config.errors import RenderError
@@ -14,6 +15,7 @@ from tunesmith.config.progress import Progress
 from tunesmith.evaluate.held_out import HeldOut, total_loss
 from tunesmith.evaluate.tasks.comparison import Comparison, Question, compare
 from tunesmith.export.deploy_report import Check
+from tunesmith.export.ollama_shown import shorten
 from tunesmith.render.conversation import Rendered
 from tunesmith.render.stop import stop_token_ids
 from tunesmith.verbs.checks.asked import spread
@@ -43,7 +45,14 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
     openers.append(("tuned" if target.learned is not None else "model", lambda: _model(subject)))
     where = "in Ollama" if served is not None else "GGUF"
     openers.append(
-        (where, lambda: OllamaEngine(served.name, served.server.url) if served is not None else _file(subject))
+        (
+            where,
+            lambda: (
+                OllamaEngine(served.name, served.server.url, think=subject.think)
+                if served is not None
+                else _file(subject)
+            ),
+        )
     )
     try:
         for one in (target, replace(target, learned=None)) if target.learned is not None else (target,):
@@ -56,6 +65,8 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
             progress,
         )
         total, tokens = total_loss(subject.file, rows) if served is not None and rows else (0.0, 0)
+    except ServerGoneError:
+        raise
     except Exception as error:  # it proves nothing, so it must not end a proved deployment
         return Check(6, "not measured", (f"the models could not be compared: {' '.join(why(error).split())}",)), None
     if served is not None and rows:
@@ -63,9 +74,13 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
         last = replace(found.candidates[-1], why="", loss=loss, perplexity=_perplexity(loss), tokens=tokens)
         found = replace(found, candidates=(*found.candidates[:-1], last))
     figures = [f"{len(questions)} prompts ({subject.asked.source}), side by side in the report"]
+    if subject.system:
+        figures.append(f"all were asked with the system prompt of the training: {shorten(subject.system)}")
     if all(c.loss is not None for c in found.candidates):
         losses = ", ".join(f"{c.name} {c.loss:.4f}" for c in found.candidates)
-        figures.append(f"loss over {found.candidates[0].tokens} tokens of {len(rows)} {subject.asked.source}: {losses}")
+        figures.append(
+            f"loss (nats a token) over {found.candidates[0].tokens} tokens of {len(rows)} {subject.asked.source}: {losses}"
+        )
         if served is not None:
             figures.append(
                 "that of the deployed model is measured on the same file in llama.cpp: a server does not tell it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tunesmith.chat.base import Sampling
+from tunesmith.chat.ollama_api import ServerGoneError
 from tunesmith.chat.ollama_engine import request_options
 from tunesmith.config.errors import ServerError
 from tunesmith.config.progress import Progress
@@ -45,12 +46,16 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> Check:
     try:
         for chat in chats:
             ended, text = (
-                _there(served, chat, limit) if served is not None else _here(subject, chat, limit, stops=False)
+                _there(served, chat, limit, subject.think)
+                if served is not None
+                else _here(subject, chat, limit, stops=False)
             )
             if not ended:
                 own = not _here(subject, chat, limit, stops=True)[0]
                 ran.append(_Ran(str(chat.prompt()[-1]["content"]), text[-60:], own))
             progress.advance(1)
+    except ServerGoneError:
+        raise
     except ServerError as error:
         progress.finish("the server refuses")
         return Check(4, "failed", (error.message,), "the model does not answer at all", error.hint or TODO)
@@ -77,11 +82,11 @@ def _fits(subject: Subject, chat: Chat) -> bool:
     return len(ids) + subject.asked.limit <= subject.context or len(ids) * 2 <= subject.context
 
 
-def _there(served: Served, chat: Chat, limit: int) -> tuple[bool, str]:
+def _there(served: Served, chat: Chat, limit: int, think: bool | None) -> tuple[bool, str]:
     """(whether the answer ended with the server's reason ``stop``, its text)."""
     options = request_options(Sampling(max_tokens=limit))
     messages = [for_server(m) for m in chat.prompt()]
-    reply = served.server.chat(served.name, messages, options, tools=chat.tools)
+    reply = served.server.chat(served.name, messages, options, tools=chat.tools, think=think)
     return reply.done_reason == "stop", reply.thinking + reply.text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tunesmith.chat.ollama_api import ServerGoneError
 from tunesmith.config.errors import ServerError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.served import lower_bound
@@ -14,6 +15,11 @@ from tunesmith.verbs.checks.prompts import ONE_TOKEN
 from tunesmith.verbs.checks.subject import Served, Subject
 from tunesmith.verbs.proof import BROKEN, Evidence, Position, usual_kl
 
+EXPLAINED = (
+    "KL (nats): how far two models' probabilities for the next token are apart, 0 is the same; top-1: how often both find the same token "
+    "most likely. Whole vocabularies"
+)
+FP32 = "; transformers computes in fp32"
 MEANS = "other weights answer than those that were trained"
 TODO_FILE = "do not use this file; export again, or take a finer level (f16 loses nothing)"
 TODO_SERVER = "deploy again; if it stays, update Ollama, or see in its log whether it runs the model on a device that computes wrongly"
@@ -36,8 +42,8 @@ def local(evidence: Evidence, failure: UserError | None) -> Check:
         return Check(3, "failed", (failure.message, *figures), MEANS, failure.hint or TODO_FILE)
     if not evidence.positions:  # no hop reaches the file
         return Check(3, "not measured", tuple(figures))
-    fp32 = "" if any(hop.how for hop in evidence.hops) else "; transformers computes in fp32"
-    return Check(3, "passed", (*figures, f"full distributions{fp32}"))
+    fp32 = "" if any(hop.how for hop in evidence.hops) else FP32
+    return Check(3, "passed", (*figures, EXPLAINED + fp32))
 
 
 def served(
@@ -51,6 +57,8 @@ def served(
             told = ask(subject, there, position)
             found += [told] if told is not None else []
             progress.advance(1)
+    except ServerGoneError:
+        raise
     except ServerError as error:
         progress.finish("the server refuses")
         return replace(
@@ -114,4 +122,4 @@ def _mean(pairs: Sequence[tuple[float, bool]]) -> float:
 
 def _words(pairs: Sequence[tuple[float, bool]]) -> str:
     agree = sum(same for _, same in pairs) / len(pairs)
-    return f"mean KL ≥ {_mean(pairs):.2g}, top-1 agreement {agree:.1%} over {len(pairs)} positions"
+    return f"mean KL ≥ {_mean(pairs):.2g} nats, top-1 agreement {agree:.1%} over {len(pairs)} positions"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+from tunesmith.chat.ollama_api import ServerGoneError
 from tunesmith.config.errors import ExportError, ServerError
 from tunesmith.config.progress import Progress
 from tunesmith.export.deploy_report import Check
@@ -17,10 +18,14 @@ from tunesmith.verbs.checks.subject import Served, Subject, for_server
 
 MEANS = "the model is asked in another form than it was trained on, and answers worse or nonsense"
 TODO = (
-    "compare the TEMPLATE in the Modelfile with the chat template the run keeps; an older Ollama may render otherwise: update it and "
-    "deploy again"
+    "compare TEMPLATE and SYSTEM in the Modelfile with the chat template and the system prompt that the run keeps (chat_template.jinja, "
+    "rows.json); an older Ollama may render otherwise: update it and deploy again"
 )
 ONE_TOKEN = {"num_predict": 1, "temperature": 0, "seed": 0}
+THINKS_BY_ITSELF = (
+    "a request that does not say `think` is answered with thinking by this server, where the model's own chat template leaves it off: "
+    "clients that are to get answers as in training send `think: false`"
+)
 COUNTED = 24
 """The tokens of so many prompts are counted by the server, which reads each of them for that."""
 CLOSE = 0.05
@@ -36,6 +41,8 @@ class Compared:
     limited: list[str] = field(default_factory=list)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Tokens on the server and in training, of equal texts."""
+    turned_on: bool = False
+    """Whether the server thinks where neither request nor training says so."""
 
     def differs(self, probe: Probe, words: str) -> None:
         """``probe`` is rendered otherwise."""
@@ -68,7 +75,7 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
     except _CannotTell as error:
         progress.finish("not measured")
         return Check(1, "not measured", (str(error),)), ()
-    odd = found.odd
+    odd, by = found.odd, how
     if found.counts and not odd:
         how += "; token counts equal, so the beginning token is there as often as in training"
     offsets = {there - here for there, here in found.counts.values()}
@@ -76,6 +83,7 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
         found.differing |= {name: _tokens(*counts) for name, counts in odd.items()}
         found.equal, odd = [name for name in found.equal if name not in odd], {}
     notes = [f"not compared: {limit}" for limit in limited(probes, found.limited)]
+    notes += [THINKS_BY_ITSELF] * found.turned_on
     if len(probes) < len(every):
         names = ", ".join(probe.name for probe in every if probe not in probes)
         notes.append(f"not asked, since the model's own template refuses or cannot hold them: {names}")
@@ -85,7 +93,7 @@ def check(subject: Subject, served: Served | None, progress: Progress) -> tuple[
     if found.differing:
         first = [f"{name}: {words}" for name, words in list(found.differing.items())[:3]]
         head = (
-            f"{len(found.differing)} of {total} conversations are given to the model otherwise than in training ({how})"
+            f"{len(found.differing)} of {total} conversations are given to the model otherwise than in training ({by})"
         )
         return Check(1, "failed", (head, *first, *notes), MEANS, TODO), strange
     if not total:
@@ -123,17 +131,21 @@ def _here(subject: Subject, probes: Sequence[Probe], found: Compared, progress: 
 
 
 def _there(subject: Subject, served: Served, probes: Sequence[Probe], found: Compared, progress: Progress) -> str:
-    tells = False
+    tells, turns_on = False, subject.think is False
     for i, probe in enumerate(probes):
         progress.advance(1)
         messages, tools = [for_server(m) for m in probe.messages], list(probe.tools)
         wanted, ids = _training(subject, probe)
+        thinking = _training(subject, replace(probe, think=True)) if turns_on and probe.think is None else None
         try:
             if tells or i == 0:
                 text = served.server.rendered_prompt(served.name, messages, tools=tools, think=probe.think)
                 tells = text is not None
             else:
                 text = None
+            if thinking is not None and text == thinking[0] != wanted:
+                found.turned_on = True
+                wanted, ids = thinking
             if text is not None and text != wanted:
                 found.differs(probe, difference(text, wanted))
                 continue
@@ -150,6 +162,9 @@ def _there(subject: Subject, served: Served, probes: Sequence[Probe], found: Com
                 top=0 if tells else 5,
             )
             reply = counted(served, len(ids), ask)
+            if thinking is not None and not tells and reply.prompt_tokens == len(thinking[1]) != len(ids):
+                found.turned_on = True
+                wanted, ids = thinking
             if not tells and reply.prompt_tokens not in (0, len(ids)):
                 found.differs(probe, _tokens(reply.prompt_tokens, len(ids)))
             elif not tells and not _as_raw(served, wanted, reply, len(ids)):
@@ -158,6 +173,8 @@ def _there(subject: Subject, served: Served, probes: Sequence[Probe], found: Com
                 found.equal.append(probe.name)
                 if reply.prompt_tokens:
                     found.counts[probe.name] = (reply.prompt_tokens, len(ids))
+        except ServerGoneError:
+            raise
         except ServerError as error:
             found.differs(probe, error.message)
     how = (

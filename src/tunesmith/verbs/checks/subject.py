@@ -66,6 +66,21 @@ class Subject:
         return self.template.render(self._opened_by(self.system or self.modelfile.system, messages), tools, think)
 
     @cached_property
+    def think(self) -> bool | None:
+        """What a request says of thinking so that it is asked as in training, where nothing is said.
+
+        None: it need not say anything. False: the chat template leaves thinking off by itself, where newer servers turn it on.
+        """
+        if not self.template.thinking:
+            return None
+        hello = [{"role": "user", "content": "Hi"}]
+        try:
+            unsaid, on, off = (self.training_text(hello, (), think) for think in (None, True, False))
+        except RenderError:
+            return None
+        return False if unsaid == off != on else None
+
+    @cached_property
     def system(self) -> str | None:
         """The system prompt of all its training, as the run wrote it down: the Modelfile is to have it."""
         return trained_system(self.target)
