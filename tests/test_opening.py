@@ -206,3 +206,21 @@ def test_memory_is_left_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert opening.free_memory(CPU) == 7 * 2**30
     monkeypatch.setattr(devices, "memory", lambda _: devices.Memory(0, 5, 0, 60 * 2**30))
     assert opening.free_memory(CPU) == 0
+
+
+def test_numbers_past_the_end_of_f16_are_told_of(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What llama.cpp makes of such a file is not-a-number; bf16 is the way out, and the message says it."""
+    from tunesmith.chat.transformers_engine import TransformersEngine
+    from tunesmith.verbs.targets import open_weights
+
+    model = target_of(str(tiny), Said())
+    engine = TransformersEngine(open_weights(model, precision="fp32"), renderer_of(model), "fp32")
+    lost = TransformersEngine(open_weights(model, precision="fp32"), renderer_of(model), "lost")
+    with torch.no_grad():
+        next(iter(lost.model.parameters())).fill_(float("nan"))
+    monkeypatch.setattr("tunesmith.chat.llamacpp.LlamaCppEngine", lambda *_, **__: lost)
+    for level, words in (("f16", "65504"), ("q4_k_m", "too coarse")):
+        monkeypatch.setattr(lost, "close", lambda: None)
+        with pytest.raises(ExportError, match="not-a-number") as caught:
+            proof.check_file(Path("x.gguf"), level, engine, ROWS, Said())  # type: ignore[arg-type]
+        assert words in str(caught.value.hint)

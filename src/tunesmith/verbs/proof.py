@@ -31,6 +31,10 @@ LONGEST = 512
 """So many tokens of each sequence are compared: the distributions of one (512 × 150k × 4 B = 0.3 GB) are in memory."""
 
 
+TOO_COARSE = "; this type may be too coarse here, f16 is finer"
+F16_ENDS = "; llama.cpp rounds what enters F16 weights to F16, which ends at 65504: bf16 and f32 hold what is larger inside a model"
+
+
 @dataclass(frozen=True)
 class Hop:
     """One step from the trained model to the served one. ``usual``: mean KL (nats) that it stays below; ``how`` the models in
@@ -113,7 +117,7 @@ def check_file(
     from tunesmith.models.devices import usable_cores
 
     longest = max(map(len, sequences))
-    finer = "" if level in ("f16", "f32", "bf16") else "; this type may be too coarse here, f16 is finer"
+    finer = "" if level in ("f32", "bf16") else F16_ENDS if level == "f16" else TOO_COARSE
     figures = check_engine(
         lambda: LlamaCppEngine(file, n_ctx=longest, threads=usable_cores()), name or file.name, usual_kl(level), reference, sequences, progress,
         where=" in llama.cpp", finer=finer, evidence=evidence,
@@ -152,7 +156,7 @@ def check_engine(
     try:
         other = Keeping(open_())
         try:
-            figures = _parity(name, reference, other, sequences)
+            figures = _parity(name, reference, other, sequences, finer)
             evidence.positions = kept_positions(reference, other, sequences)
         finally:
             other.close()
@@ -178,7 +182,9 @@ def _slack(reference: Engine | None) -> float:
     return float(getattr(reference, "slack", 0.0))
 
 
-def _parity(name: str, reference: Engine, other: Engine, sequences: Sequence[tuple[int, ...]]) -> Parity:
+def _parity(
+    name: str, reference: Engine, other: Engine, sequences: Sequence[tuple[int, ...]], finer: str = ""
+) -> Parity:
     """``parity``; what cannot be compared (not-a-number, another vocabulary) is a failure of the file."""
     from tunesmith.evaluate.parity import parity
 
@@ -186,7 +192,7 @@ def _parity(name: str, reference: Engine, other: Engine, sequences: Sequence[tup
         return parity(reference, other, sequences)
     except UserError as error:
         raise ExportError(
-            f"{name} does not answer as the merged model does: {error.message}", hint=error.hint
+            f"{name} does not answer as the merged model does: {error.message}", hint=f"{error.hint}{finer}"
         ) from error
 
 
