@@ -39,11 +39,6 @@ from tunesmith.export.base import Report
 OUT = ".thing"
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_of_few_words: Path) -> Path:
-    return tiny_of_few_words
-
-
 class Config(BaseConfig):
     """Settings."""
 
@@ -64,6 +59,11 @@ def export(source: Path, out: Path, config: Config, progress: Any, *, calibratio
     out.write_text(json.dumps({"source": str(source), "bits": config.bits, "rows": calibration}))
     return Report(out, out.stat().st_size, {"bits": config.bits})
 '''
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
 
 
 class Said:

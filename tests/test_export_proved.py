@@ -156,11 +156,13 @@ def test_every_command_that_is_stopped_says_so(
     monkeypatch.setattr(doctor, "examine", stopped)
     monkeypatch.setattr(sys, "argv", ["tunesmith", "doctor"])
     before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without it
     try:
         with pytest.raises(SystemExit) as caught:
             main()
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ignored)
     assert caught.value.code == code and cleaned == [number]
     assert capsys.readouterr().err == "stopped: the kept is kept\n"
 

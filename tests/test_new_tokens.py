@@ -147,7 +147,7 @@ def test_only_the_new_rows_are_learned_beside_lora(tiny: Path, grown_run: RunFol
 def test_exported_and_converted(tiny: Path, grown_run: RunFolder, tmp_path: Path) -> None:
     """Embeddings and vocab_size grow, everything old stays; logits as trained, new rows included; llama.cpp reads the same tokens."""
     place, words = export(str(grown_run.path), "hf", SILENT, out=tmp_path / "out")
-    assert "new_tokens: 3" in words
+    assert "new tokens: 3" in words
     ours = transformers.AutoModelForCausalLM.from_pretrained(place)
     assert ours.config.vocab_size == 49155
     before, after = load_file(tiny / "model.safetensors"), load_file(place / "model.safetensors")
