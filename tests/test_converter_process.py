@@ -88,7 +88,7 @@ def test_an_interrupted_job_is_ended(model: Path, tmp_path: Path) -> None:
 def test_a_warm_process_that_is_gone_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a script that loads no converter and answers the first order."""
     script = tmp_path / "script.py"
-    script.write_text("input()\nprint(0, flush=True)\ninput()\n")
+    script.write_text("input()\nprint(0, flush=True)\ninput()\ninput()\n")
     monkeypatch.setattr(converter_process, "SCRIPT", script)
     monkeypatch.setattr(converter_process, "_warm", None)
     job, log = tmp_path / "job.json", tmp_path / "log"
