@@ -271,7 +271,7 @@ def test_an_interrupted_choice_takes_its_files_away_in_the_end(
     """Stopped after the first of two levels was made: the next call removes that one too when it is not the recommended one."""
     monkeypatch.chdir(tmp_path)
     choice = Choice(levels="q8_0,q2_k", keep="recommended", rows=2)
-    names = ["gguf-q8_0/tiny-llama-Q8_0.gguf", "gguf-q2_k/tiny-llama-Q2_K.gguf"]
+    names = [f"gguf-q8_0/{tiny.name}-Q8_0.gguf", f"gguf-q2_k/{tiny.name}-Q2_K.gguf"]
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

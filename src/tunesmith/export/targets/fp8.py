@@ -101,16 +101,19 @@ def _router(model: Layerwise, block: int, linear: str) -> bool:
 
 
 def _left(model: Layerwise, packed: set[str]) -> list[str]:
-    """Names of what multiplies by a matrix and is not packed (the output layer, routers), as they are stored."""
+    """Names of what multiplies by a matrix and is not packed (the output layer, routers): as transformers calls it, and as it is stored, which
+    is what other loaders go by."""
     import torch
 
     left = []
     for name, module in model.model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, torch.nn.Parameter) and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding):
-            stored = [part[0] for part in model.parts.get(f"{name}.weight", [])] or [f"{name}.weight"]
-            left += [key.removesuffix(".weight") for key in stored if key not in packed]
-    return left + [name.removesuffix(".weight") for name in _of_experts(model) if name not in packed]
+            stored = [part[0] for part in model.parts.get(f"{name}.weight", [])]
+            if not packed.intersection(stored):
+                left += [name, *(key.removesuffix(".weight") for key in stored)]
+    left += [name.removesuffix(".weight") for name in _of_experts(model) if name not in packed]
+    return list(dict.fromkeys(left))
 
 
 def _settings(left: list[str]) -> dict[str, Any]:
