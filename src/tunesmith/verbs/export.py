@@ -114,7 +114,7 @@ def _made(
         return one.file, _told(one, target, plugin, config, data, choice, progress)
     made = make(target, plugin, config, progress, out=out, data=data)
     lines = [*made.report.lines(), *made.report.notes]
-    if made.place.suffix == ".gguf":
+    if made.place.is_file() and made.place.suffix == ".gguf":
         lines += adapter_beside(target, made.place, made.report.checks, progress)
     if made.merged is not None and choice.report:
         folder, key = quality_folder(target, made.place), key_of(config, data)
@@ -221,6 +221,6 @@ def _measured(quality: Quality, name: str, place: Path, key: dict[str, object]) 
     """The quality report with one more export in it."""
     quality.measure(name, place, key)
     print_quality(quality.report())
-    if place.suffix == ".gguf":
+    if place.is_file() and place.suffix == ".gguf":
         accompany(quality.target, place, quality.progress)  # now with its figures
     return [f"quality report: {quality.folder / 'quality.md'}"]

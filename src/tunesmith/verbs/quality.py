@@ -214,7 +214,7 @@ class Quality:
         return (read(self.folder / "results" / f"speed of 16 bit{kind}.json") or {}).get("texts") == self.key
 
     def _open(self, place: Path, name: str) -> Any:
-        if place.suffix == ".gguf":
+        if place.is_file() and place.suffix == ".gguf":
             from tunesmith.chat.llamacpp import LlamaCppEngine
             from tunesmith.models.devices import usable_cores
 
