@@ -131,7 +131,10 @@ def test_calibration_is_repeatable_and_says_where_from(
         assert {len(row) for row in calibration_rows(target, tiny, 150, 0)} == {20}, "long conversations are cut"
     assert "calibrating with" in said.lines[-1] and f"run {run.id}'s own data" in said.lines[-1]
     every = calibration_rows(target, tiny, 10**6, 0, progress=said)
-    assert len(every) == len(own_text(target, tiny, SILENT).calibrate) and "(1000000 would be better" in said.lines[-1]
+    own = len(own_text(target, tiny, SILENT).calibrate)
+    assert len(every) > own and "(1000000 would be better" in said.lines[-1]
+    assert len(set(every) - set(calibration_rows(target, tiny, 10**6, 0, progress=said)[:own])) == len(every) - own
+    assert sum(map(len, every)) >= 2048 and "of the bundled general text, since that is little" in said.lines[-1]
     of_set = calibration_rows(target, tiny, 10**6, 0, "lantern_bay_heldout", progress=said)
     assert "the data set lantern_bay_heldout" in said.lines[-1] and not set(of_set) & set(every)
     measured = {tuple(row.ids) for row in own_text(target, tiny, SILENT, data="lantern_bay_heldout").measure}

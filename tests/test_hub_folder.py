@@ -221,6 +221,7 @@ def test_choice_among_ggufs() -> None:
     assert best_gguf(["m-Q4_K_M.gguf", "m-q8_0.gguf", "mmproj-F16.gguf"], "x") == "m-q8_0.gguf"
     assert best_gguf(["m-Q8_0.gguf", "bf16/m.BF16.gguf", "m-f16.gguf"], "x") == "bf16/m.BF16.gguf"
     assert best_gguf(["m.gguf"], "x") == "m.gguf"
+    assert best_gguf(["m-Q4_K_M.gguf", "imatrix.gguf"], "x") == "m-Q4_K_M.gguf"
     with pytest.raises(UserError, match="2 GGUF files") as caught:
         best_gguf(["m-Q4_K_M.gguf", "m-Q5_K_M.gguf"], "x")
     assert "org/name/FILE.gguf" in str(caught.value.hint) and "m-Q5_K_M.gguf" in str(caught.value.hint)

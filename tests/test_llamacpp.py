@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tunesmith.chat import llama_library, llamacpp
 from tunesmith.chat.base import Sampling, answer
+from tunesmith.chat.llama_model import load_model
 from tunesmith.chat.llamacpp import LlamaCppEngine, chooser
 from tunesmith.config.errors import RenderError, UserError
 
@@ -180,3 +183,32 @@ def test_another_struct_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
             llama_library.library()
     finally:
         llama_library.library.cache_clear()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_llama_cpp_speaks_is_answered_when_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Python would run the handler within the callback for llama.cpp's words, where what it raises is lost."""
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    before = signal.signal(number, stop)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(64))
+    monkeypatch.setattr(llama_library.log, "debug", lambda _: os.kill(os.getpid(), number))
+    try:
+        with pytest.raises(Stop):
+            load_model(broken)
+        assert llama_library._held == []
+        monkeypatch.undo()
+        with pytest.raises(Stop):  # anywhere else at once, as before
+            os.kill(os.getpid(), number)
+            for _ in range(1000):
+                pass
+    finally:
+        signal.signal(number, before)

@@ -363,3 +363,11 @@ def test_every_target_is_in_the_table() -> None:
         f"{rules.BROKEN_RATIO:g} times",
     ):
         assert bound in page
+
+
+def test_a_short_text_is_not_judged_by_its_likeliest_tokens() -> None:
+    """Of 29 tokens 8 may differ where thousands show no harm; divergence and perplexity still count."""
+    for tokens, kl, word in ((99, 0.04, "good"), (100, 0.04, "broken"), (99, 0.51, "broken")):
+        one = made("a", 1, kl, top1=0.72)
+        first = replace(one.figures["own data"], tokens=tokens)
+        assert rules.verdict(replace(one, figures=one.figures | {"own data": first}), REFERENCE) == word

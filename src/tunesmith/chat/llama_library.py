@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import signal
 import struct
+import threading
 from collections import deque
+from collections.abc import Callable
 from functools import cache
+from types import FrameType
 from typing import Any
 
 from tunesmith.config.errors import UserError
@@ -76,8 +80,7 @@ class Batch(ctypes.Structure):
     ]
 
 
-@LogCallback
-def _receive(level: int, text: bytes | None, _data: Any) -> None:
+def _keep(level: int, text: bytes | None, _data: Any) -> None:
     """llama.cpp's log goes to Python's logging (debug); the last lines are kept for error messages."""
     try:
         line = (text or b"").decode("utf-8", "replace").rstrip()
@@ -88,6 +91,44 @@ def _receive(level: int, text: bytes | None, _data: Any) -> None:
         pass
 
 
+_receive = LogCallback(_keep)
+_held: list[tuple[Callable[..., Any], int]] = []
+
+
+class _Held:
+    """A signal handler that waits until llama.cpp has returned. Python runs handlers between any two steps of the main thread, those of
+    ``_keep`` included, and what is raised there is lost: Ctrl-C would be swallowed."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        at = frame
+        while at is not None:
+            if at.f_code is _keep.__code__:
+                _held.append((self.handler, number))
+                return
+            at = at.f_back
+        self.handler(number, frame)
+
+
+def let_through() -> None:
+    """Answer the signals that came while llama.cpp spoke; to be called when it has returned."""
+    came = list(dict.fromkeys(_held))
+    _held.clear()
+    for handler, number in came:
+        handler(number, None)
+
+
+def _hold() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return  # handlers run in the main thread only
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handler = signal.getsignal(number)
+        if callable(handler) and not isinstance(handler, _Held):
+            signal.signal(number, _Held(handler))
+
+
 def last_words(marker: str = "error") -> str:
     """The most telling of llama.cpp's last log lines."""
     telling = [line for line in lines if marker in line.lower() or "failed" in line.lower()]
@@ -96,6 +137,7 @@ def last_words(marker: str = "error") -> str:
 
 def listen(lib: Any) -> None:
     """Have llama.cpp's words kept in ``lines``; again before each use, since xllamacpp's own logger takes them when it is imported."""
+    _hold()
     lib.llama_log_set(_receive, None)
 
 

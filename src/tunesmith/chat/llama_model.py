@@ -12,6 +12,7 @@ from tunesmith.chat.llama_library import (
     MODEL_FIELDS,
     Batch,
     last_words,
+    let_through,
     library,
     lines,
     listen,
@@ -95,6 +96,12 @@ def load_model(path: Path, *, vocabulary_only: bool = False) -> int:
     listen(lib)
     lines.clear()
     model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    try:
+        let_through()
+    except BaseException:
+        if model:
+            lib.llama_model_free(model)
+        raise
     if not model:
         raise UserError(
             f"llama.cpp cannot load {path}: {last_words()}",
@@ -162,6 +169,11 @@ class Context:
             params.set(CONTEXT_FIELDS[name], value)
         lines.clear()
         self.pointer: int | None = self.lib.llama_init_from_model(model, params)
+        try:
+            let_through()
+        except BaseException:
+            self.close()
+            raise
         if not self.pointer:
             raise UserError(
                 f"llama.cpp cannot make a context of {n_ctx} tokens: {last_words()}",
@@ -227,6 +239,7 @@ class Context:
         )
         lines.clear()
         code = self.lib.llama_decode(self.pointer, batch)
+        let_through()
         if code != 0:
             raise UserError(f"llama.cpp could not run {count} tokens (code {code}): {last_words()}")
         self.used += count

@@ -59,7 +59,7 @@ def deploy(
         str | None,
         typer.Option(
             "--level",
-            help="GGUF numbers: q8_0 (default), f16, q6_k, q5_k_m, q4_k_m or any level of `export --to gguf` (docs/export.md).",
+            help="GGUF numbers: q8_0 (default), f16, q6_k, q5_k_m, q4_k_m or any level of `export --to gguf` (docs/export-gguf.md).",
         ),
     ] = None,
     as_: Annotated[

@@ -18,6 +18,8 @@ FINE_KL, FINE_RISE = 0.01, 0.01
 """Below these nothing is noticed."""
 BROKEN_KL, BROKEN_RATIO, BROKEN_TOP1 = 0.5, 1.5, 0.75
 """Not to be used: a mean KL above, a perplexity of more than so many times, or (first text only) a top-1 agreement below."""
+FEW = 100
+"""Positions below which a text is too short to judge by how often the likeliest token is another one."""
 
 Verdict = Literal["fine", "good", "coarse", "broken"]
 
@@ -54,7 +56,7 @@ def damage(found: Figures, reference: Figures, *, strict: bool) -> str | None:
         return f"perplexity {number(found.perplexity)} in place of {number(reference.perplexity)}"
     if not found.mean_kl <= BROKEN_KL:
         return f"mean KL {found.mean_kl:.2g} (at most {BROKEN_KL:g})"
-    if strict and not found.top1 >= BROKEN_TOP1:
+    if strict and found.tokens >= FEW and not found.top1 >= BROKEN_TOP1:
         return f"another likeliest token at {1 - found.top1:.0%} of the positions"
     return None
 
@@ -81,7 +83,8 @@ def recommend(exports: Sequence[Measured], reference: Measured) -> Recommendatio
     good = [one for one, word in judged if word in ("fine", "good")]
     fine = [one for one, word in judged if word == "fine"]
     if not usable:
-        return Recommendation(None, "none of these can be used: export with more bits (or --to hf)")
+        which = "this export cannot be used" if len(exports) == 1 else "none of these can be used"
+        return Recommendation(None, f"{which}: export with more bits (or --to hf)")
     if good:
         words = f"use {_told(good[0], reference)}"
         if fine and fine[0] is not good[0]:

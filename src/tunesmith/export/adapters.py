@@ -66,7 +66,9 @@ def read_adapter(folder: Path) -> Adapter:
             f"{folder / WEIGHTS} is missing"
             + (" (adapter_model.bin is pickle, which may run code when read)" if pickle else ""),
             hint="where you trust it, open it with peft and save it anew, as safetensors: "
-            "PeftModel.from_pretrained(base, folder).save_pretrained(folder)",
+            "PeftModel.from_pretrained(base, folder).save_pretrained(folder)"
+            if pickle
+            else "this adapter is incomplete: take another checkpoint, or fetch it again",
         )
     sorted_out = _sort_out(folder, config, read_header(folder / WEIGHTS))
     if not (sorted_out.changes or sorted_out.replaced or sorted_out.experts or sorted_out.rows):

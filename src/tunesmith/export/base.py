@@ -55,6 +55,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A disk, a quota or a file system that takes no more."""
 LOCK = "lock"
 """In a folder that is being filled: one process at a time."""
+WORKED_IN: set[Path] = set()
+"""Hidden folders in which this process has begun or gone on with something that may be gone on with later."""
 AGAIN = ".again"
 """Ends the hidden folder in which an export is made whose name is taken."""
 
@@ -130,6 +132,7 @@ def resumable(out: Path) -> Iterator[Path]:
     check fails (UserError). Raises ExportError when the disk is full, or when another process works on the same ``out``.
     """
     folder = partial_of(out)
+    WORKED_IN.add(folder.absolute())
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -191,7 +194,9 @@ class NotProvedError(ExportError):
 
 def again(out: Path) -> Path:
     """Where ``out`` is made when something has that name already: in a hidden folder of its own, with all that is made beside it."""
-    return out.parent / f".{out.name}{AGAIN}" / out.name
+    folder = out.parent / f".{out.name}{AGAIN}"
+    WORKED_IN.add(folder.absolute())
+    return folder / out.name
 
 
 def home_of(out: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ExportError
 from tunesmith.config.files import sync_folder, write_json
+from tunesmith.export.base import WORKED_IN
 from tunesmith.export.tensor_files import StoredTensor, read_header
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class BlockFiles:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
+        WORKED_IN.add(folder.absolute())
         try:
             known = json.loads((folder / STATE).read_text(encoding="utf-8")).get("fingerprint")
         except (OSError, ValueError, AttributeError):

@@ -16,6 +16,8 @@ SUPPORT = (
 )  # fmt: skip
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 GGUF_ORDER = ("BF16", "F16", "F32", "Q8_0")
+NO_MODEL = re.compile("mmproj|imatrix", re.IGNORECASE)
+"""GGUF files that are no language model: projectors for images, importance matrices."""
 GGUF_TYPE = re.compile(r"(?:^|[-._])(bf16|fp16|f16|fp32|f32|q8_0)(?=\.gguf$)", re.IGNORECASE)
 
 
@@ -69,7 +71,7 @@ def best_gguf(paths: Iterable[str], where: str) -> str:
     Raises UserError when nothing makes one of them the natural choice.
     """
     every = sorted(path for path in paths if path.endswith(".gguf"))
-    files = [path for path in every if "mmproj" not in path.lower() and not re.search(r"-\d+-of-\d+\.gguf$", path)]
+    files = [path for path in every if not NO_MODEL.search(path) and not re.search(r"-\d+-of-\d+\.gguf$", path)]
     if not files and every:
         raise UserError(f"{where} holds no GGUF in one piece", "use the model's original with *.safetensors")
     ranks = {path: _gguf_type(path) for path in files}

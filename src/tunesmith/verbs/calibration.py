@@ -30,6 +30,8 @@ MEASURED_SHARE = 0.2
 """Of a set named by ``--data``, so much is measured on; the rest calibrates."""
 MOST_READ = 20_000
 """So many rows of such a set are looked at."""
+LEAST = 2048
+"""Tokens below which the person's own text is little, and bundled text is added."""
 WINDOW = 2048
 """Plain texts are cut into pieces of so many tokens; of a conversation no more calibrate."""
 
@@ -65,10 +67,25 @@ def calibration_rows(
     """Rows of token ids, about ``tokens`` of them together, for a target that calibrates; the same for the same ``seed``.
 
     Whole conversations, rendered as in training (BOS where the template writes it), cut at ``WINDOW`` tokens or what the model reads.
-    They need no common length, and there may be fewer tokens than wanted, which is said. Raises UserError when ``data`` cannot be read.
+    They need no common length, and there may be fewer tokens than wanted, which is said; to a run's own, bundled text is added up to ``LEAST``. Raises UserError when ``data`` cannot be read.
     """
     text = own_text(target, merged, progress, data=data, seed=seed)
     longest = min(context_limit(merged) or WINDOW, WINDOW)
+    rows = _drawn(text, tokens, longest, seed)
+    if not rows:
+        raise UserError(f"there is no text to calibrate with in {text.name}", hint="name a data set: --data SET")
+    count = sum(map(len, rows))
+    less = "" if count >= tokens else f" ({tokens} would be better: --data SET names more)"
+    if data is None and count < min(tokens, LEAST) and not text.general:
+        more = _drawn(_general(target, merged), min(tokens, LEAST) - count, longest, seed)
+        rows += more
+        less = f" and {sum(map(len, more))} of the bundled general text, since that is little{less}"
+    progress.say(f"calibrating with {len(rows)} rows, {count} tokens of {text.name}{less}")
+    return rows
+
+
+def _drawn(text: OwnText, tokens: int, longest: int, seed: int) -> list[tuple[int, ...]]:
+    """Rows of ``text`` in an order of ``seed``, until there are so many ``tokens``."""
     order = list(range(len(text.calibrate)))
     random.Random(seed).shuffle(order)
     rows: list[tuple[int, ...]] = []
@@ -81,10 +98,6 @@ def calibration_rows(
         count += len(row)
         if count >= tokens:
             break
-    if not rows:
-        raise UserError(f"there is no text to calibrate with in {text.name}", hint="name a data set: --data SET")
-    less = "" if count >= tokens else f" ({tokens} would be better: --data SET names more)"
-    progress.say(f"calibrating with {len(rows)} rows, {count} tokens of {text.name}{less}")
     return rows
 
 

@@ -77,7 +77,7 @@ def deploy(
             return Deployment(made, report, command, server.url)
         with Proving(target, made, progress, force=force, made_there=there) as proving:
             facts = {
-                "model": text,
+                "model": target.name if target.run is not None else text,
                 "level": made.level,
                 "gguf": str(made.file),
                 "modelfile": str(made.modelfile),

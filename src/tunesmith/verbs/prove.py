@@ -30,7 +30,7 @@ class ProofFailed(ExportError):
         super().__init__(
             f"{proof.name}: {failed}. {proof.outcome}",
             hint=f"what each check means and what to do: {page}"
-            + ("" if any(check.number == 3 for check in proof.broken) else "; --force serves the model all the same"),
+            + ("" if any(check.number == 3 for check in proof.broken) else "; --force goes on all the same"),
         )
         self.proof = proof
 

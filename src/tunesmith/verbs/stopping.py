@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tunesmith.export.base import AGAIN
+from tunesmith.export.base import AGAIN, WORKED_IN
 
 RESUMED = (".partial", ".blocks", AGAIN)
 """Endings of the hidden folders in which an export goes on where it was."""
@@ -24,13 +24,13 @@ def in_words(words: Callable[[], str]) -> Iterator[None]:
 
 
 def kept_in(*folders: Path) -> str:
-    """What exports that were interrupted have left in ``folders`` to go on with."""
+    """What exports of this process that were interrupted have left in ``folders`` to go on with."""
     found = [
         path
         for folder in dict.fromkeys(folders)
         if folder.is_dir()
         for path in sorted(folder.glob(".*"))
-        if path.suffix in RESUMED and path.is_dir() and any(path.iterdir())
+        if path.suffix in RESUMED and path.absolute() in WORKED_IN and path.is_dir() and any(path.iterdir())
     ]
     if not found:
         return "nothing half-made is left, what was finished before stays; the same command begins anew"
