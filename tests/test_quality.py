@@ -126,7 +126,8 @@ REFERENCE = replace(made("16 bit", 270, 0.0, top1=1.0, zh_kl=0.0), answers=("yes
         ([made("q8_0", 145, 0.001), made("q2_k", 80, 0.051)], "q8_0", "use q8_0"),
         ([made("q8_0", 145, 0.001), made("q4_k_m", 105, 0.04, zh_kl=0.6)], "q8_0", "use q8_0"),
         ([made("q3_k_m", 95, 0.2, 1.2), made("q2_k", 80, 0.4, 1.4)], "q3_k_m", "the nearest is q3_k_m"),
-        ([made("q2_k", 80, 0.9, 1.4)], None, "none of these can be used"),
+        ([made("q2_k", 80, 0.9, 1.4)], None, "this export cannot be used"),
+        ([made("q2_k", 80, 0.9, 1.4), made("q3_k_s", 90, 0.8, 1.4)], None, "none of these can be used"),
         ([], None, "nothing was measured"),
     ],
 )  # fmt: skip
@@ -182,7 +183,7 @@ def test_a_bound_itself_is_within(one: Measured, word: str) -> None:
     assert rules.verdict(one, REFERENCE) == word
     use = rules.recommend([one], REFERENCE)
     assert use.words.startswith(
-        {"fine": "use a", "good": "use a", "coarse": "no export stays"}.get(word, "none of these")
+        {"fine": "use a", "good": "use a", "coarse": "no export stays"}.get(word, "this export cannot be used")
     )
     assert len(rules.warnings([one], REFERENCE)) == (word == "broken")
 
