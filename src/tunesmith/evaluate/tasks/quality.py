@@ -162,16 +162,17 @@ def remember(
                     out.write(np.maximum(rows, np.finfo(np.float16).min).astype(np.float16).tobytes())
                     progress.advance(len(rows))
                 figures[text.name] = Figures(_perplexity(losses), 0.0, 0.0, 1.0, text.tokens)
+        progress.finish(", ".join(f"{name}: perplexity {found.perplexity:.2f}" for name, found in figures.items()))
         answers: tuple[str, ...] = ()
         speed = None
         if hasattr(engine, "continuation"):
-            answers = tuple(decode(engine.continuation(one.ids, answer_tokens)).strip() for one in asked)
+            answers = _answers(engine, "the 16-bit model", asked, answer_tokens, decode, progress)
             speed = speed_of(engine, texts)
+            progress.finish()
         measured = Measured("16 bit", bytes_, figures, answers, 0.0 if answers else None, speed)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-    progress.finish(", ".join(f"{name}: perplexity {found.perplexity:.2f}" for name, found in figures.items()))
     return Reference(measured, texts, tuple(asked), answer_tokens, decode, file, vocabulary, numbers, top)
 
 
@@ -179,15 +180,31 @@ def measure(engine: Engine, reference: Reference, name: str, bytes_: int, progre
     """One export against the reference, on the same texts and prompts. Raises UserError for another vocabulary."""
     progress.start(f"measuring {name}", sum(text.tokens for text in reference.texts), "tokens")
     figures = figures_of(engine, reference, progress)
-    answers = tuple(
-        reference.decode(engine.continuation(one.ids, reference.answer_tokens)).strip()
-        for one in (reference.asked if reference.measured.answers else ())
-    )
+    progress.finish(", ".join(f"{name}: mean KL {one.mean_kl:.2g}" for name, one in figures.items()))
+    asked = reference.asked if reference.measured.answers else ()
+    answers = _answers(engine, name, asked, reference.answer_tokens, reference.decode, progress)
     changed = sum(mine != theirs for mine, theirs in zip(answers, reference.measured.answers))
     share = changed / len(answers) if answers else None
     found = Measured(name, bytes_, figures, answers, share, speed_of(engine, reference.texts))
-    progress.finish(", ".join(f"{name}: mean KL {one.mean_kl:.2g}" for name, one in figures.items()))
+    progress.finish()
     return found
+
+
+def _answers(
+    engine: Engine,
+    name: str,
+    asked: Sequence[Asked],
+    most: int,
+    decode: Callable[[Sequence[int]], str],
+    progress: Progress,
+) -> tuple[str, ...]:
+    """The greedy answers; the task that is begun here is open for the timing that follows."""
+    progress.start(f"asking {name}, and timing it", len(asked), "prompts")
+    answers = []
+    for one in asked:
+        answers.append(decode(engine.continuation(one.ids, most)).strip())
+        progress.advance()
+    return tuple(answers)
 
 
 def figures_of(
