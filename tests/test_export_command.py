@@ -111,8 +111,11 @@ def test_a_new_file_is_a_target(run: RunFolder, new_target: str, tmp_path: Path)
     assert held and not [row for row in made["rows"] if row in held], "never what is measured on"
     text = renderer_of(target).tokenizer.decode(made["rows"][0])
     assert text.startswith("<|im_start|>system") and text.rstrip().endswith("<|im_end|>")
-    with pytest.raises(ExportError, match="exists already"):
-        export(str(run.path), new_target, SILENT, settings=["bits=2"])
+    before = place.stat().st_mtime_ns
+    assert export(str(run.path), new_target, SILENT, settings=["bits=2"]) == (place, words), "the same again is taken"
+    assert place.stat().st_mtime_ns == before
+    with pytest.raises(ExportError, match="exists already and is not what would be made: its calibration text"):
+        export(str(run.path), new_target, SILENT, settings=["bits=3"], out=place)
     with pytest.raises(UserError, match="'bits': expected at most 8"):
         export(str(run.path), new_target, SILENT, settings=["bits=9"])
     with pytest.raises(UserError, match="--level belongs to --to gguf; the target two-words has no levels"):

@@ -61,13 +61,16 @@ def test_compare_before_and_after(run: RunFolder) -> None:
     assert folder is not None and "held-out loss" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_export_twice_refuses_to_overwrite(run: RunFolder, tmp_path: Path) -> None:
+def test_the_same_export_is_taken_and_another_refuses_to_overwrite(run: RunFolder, tmp_path: Path) -> None:
     from tunesmith.verbs.export import export
 
     place, checks = export(run.id, "hf", SILENT, out=tmp_path / "merged")
     assert (place / "model.safetensors").exists() and any("merged" in c for c in checks)
-    with pytest.raises(ExportError, match="exists already"):
-        export(run.id, "hf", SILENT, out=tmp_path / "merged")
+    written = (place / "model.safetensors").stat().st_mtime_ns
+    assert export(run.id, "hf", SILENT, out=tmp_path / "merged")[0] == place
+    assert (place / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(ExportError, match="exists already and is not what would be made: its settings were others"):
+        export(run.id, "hf", SILENT, out=tmp_path / "merged", settings=["max_shard_size=0.5"])
     with pytest.raises(UserError, match="no GGUF level 'q9_k_m'"):
         export(run.id, "gguf", SILENT, level="q9_k_m")
 

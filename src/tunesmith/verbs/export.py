@@ -110,9 +110,9 @@ def _made(
             return _several(maker, several, choice)
         return _chosen(maker, limit, choice)
     if levels_of(plugin):
-        one = gguf(target, progress, config=config, out=out, data=data)
+        one = gguf(target, progress, config=config, out=out, data=data, reuse=True)
         return one.file, _told(one, target, plugin, config, data, choice, progress)
-    made = make(target, plugin, config, progress, out=out, data=data)
+    made = make(target, plugin, config, progress, out=out, data=data, reuse=True)
     lines = [*made.report.lines(), *made.report.notes]
     if made.place.is_file() and made.place.suffix == ".gguf":
         lines += adapter_beside(target, made.place, made.report.checks, progress)
@@ -120,7 +120,7 @@ def _made(
         folder, key = quality_folder(target, made.place), key_of(config, data)
         with never_lost(NOT_MADE, progress):
             with Quality(target, made.merged, folder, progress, rows=choice.rows, data=data) as quality:
-                lines += _measured(quality, label_of(plugin, config), made.place, key)
+                lines += _measured(quality, label_of(plugin, config), made.place, key, made.fresh)
     return made.place, lines
 
 
@@ -213,13 +213,14 @@ def _told(
             full = place_of(target, plugin, config_of(plugin, (), "f16"))
             if full.is_file() and changed(full) is None and not quality.has_base_speed(".gguf"):
                 quality.base_speed(".gguf", full)
-            lines += _measured(quality, one.level, one.file, key_of(config, data))
+            lines += _measured(quality, one.level, one.file, key_of(config, data), one.fresh)
     return lines
 
 
-def _measured(quality: Quality, name: str, place: Path, key: dict[str, object]) -> list[str]:
-    """The quality report with one more export in it."""
-    quality.measure(name, place, key)
+def _measured(quality: Quality, name: str, place: Path, key: dict[str, object], fresh: bool) -> list[str]:
+    """The quality report with one more export in it. One that was there already may have been measured before."""
+    if fresh or quality.known(name, key) is None:
+        quality.measure(name, place, key)
     print_quality(quality.report())
     if place.is_file() and place.suffix == ".gguf":
         accompany(quality.target, place, quality.progress)  # now with its figures
