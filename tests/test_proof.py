@@ -165,7 +165,7 @@ def test_a_server_that_goes_away_leaves_what_was_found(
         ready.deploy(server.url)
     assert "deploy_report.html" in (caught.value.hint or "") and server.models == {}
     report = json.loads((ready.run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
-    trial = next(body["model"] for _, path, body in server.requests if path == "/api/create")
+    trial = next(body["model"] for method, _, body in server.requests if method == "DELETE")
     assert report["outcome"].startswith("Not deployed: the connection") and f"`ollama rm {trial}`" in report["outcome"]
     states = {check["number"]: check["state"] for check in report["checks"]}
     assert states[3] == "passed", "the numbers that were compared here stay"
