@@ -61,10 +61,10 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return uneven(make_family(tmp_path_factory.mktemp("base") / "qwen2", "qwen2", **WIDE))
 
 
-def opened(folder: Path) -> tuple[Layerwise, list[torch.Tensor]]:
+def opened(folder: Path, rows: list[list[int]] = FEW) -> tuple[Layerwise, list[torch.Tensor]]:
     """The model with its first block filled, and what goes into it."""
     model = Layerwise(folder, read_model(folder), CPU)
-    hidden = model.embed(FEW)
+    hidden = model.embed(rows)
     model.block(0)
     return model, hidden
 
@@ -132,6 +132,52 @@ def test_the_exponent_is_the_best_of_the_paper(qwen2: Path) -> None:
             torch.testing.assert_close(scales, s)
     assert power == min(errors, key=errors.__getitem__) > 0
     assert errors[power] < 0.8 * errors[0.0]
+
+
+def test_a_block_is_never_worse_than_rounded(qwen2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales that look good in the search and come out worse as stored are dropped, all of them; the block goes on as what is written."""
+    grid = Grid(4, 32, False)
+
+    def made() -> tuple[dict[str, torch.Tensor], dict[str, Any], torch.Tensor]:
+        model, hidden = opened(qwen2)
+        tensors, figures = awq_blocks._block(model, 0, hidden, grid, Telling())
+        left = model.forward(0, hidden[2])
+        model.block(0)
+        awq_blocks._restore(model, 0, tensors)
+        assert torch.equal(model.forward(0, hidden[2]), left)
+        return tensors, figures, left
+
+    _, good, _ = made()
+    assert max(good["exponents"].values()) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(awq_blocks, "find", lambda *_: None)
+        rounded, figures, left = made()
+    assert max(good["errors"].values()) < max(figures["errors"].values())
+
+    def bad(*given: Any) -> tuple[float, torch.Tensor]:
+        torch.manual_seed(0)
+        return 0.5, torch.exp(2 * torch.randn(given[3].count))
+
+    monkeypatch.setattr(awq_blocks, "_search", bad)
+    found, figures_, left_ = made()
+    assert set(figures_["exponents"].values()) == {0.0} and figures_["errors"] == pytest.approx(
+        figures["errors"], rel=1e-3
+    )
+    assert found.keys() == rounded.keys()
+    torch.testing.assert_close(left_, left, rtol=1e-2, atol=1e-2)
+
+
+def test_pairs_are_tried_on_more_than_one_token(tmp_path: Path) -> None:
+    """In a row of one token q and k change nothing: there it cannot be seen that something else reads the norm before them."""
+    model, hidden = opened(make_family(tmp_path / "llama", "llama", **WIDE), texts((1, 2, 40, 300)))
+    model.blocks[0].self_attn.q_proj.register_forward_hook(lambda _, given, out: out + given[0][..., : out.shape[-1]])
+    names = model.groups(0, hidden[2])[0]
+    assert awq_pairs.find(model, 0, names, hidden[0]) is not None, "the trap"
+    for rows, length in ((hidden, 40), (hidden[:2], 2), (hidden[::3], 300)):
+        telling = awq_blocks._Sample(model, 0, rows).telling
+        assert telling is not None and telling.shape[1] == length
+        assert awq_pairs.find(model, 0, names, telling) is None
+    assert awq_blocks._Sample(model, 0, hidden[:1]).telling is None
 
 
 def unpacked(words: torch.Tensor) -> torch.Tensor:

@@ -87,6 +87,33 @@ def test_weights_of_an_earlier_push_go_away(hub: Hub, model: Path, tmp_path: Pat
     assert "model.safetensors.index.json" not in hub.repos["me/small"]
 
 
+OTHERS = ("vae/diffusion.safetensors", "checkpoint-500/model.safetensors", "model.bf16.safetensors", "README.md")
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize(
+    ("pushed", "there", "gone"),
+    [
+        (("model.safetensors",), (*SHARDS, "adapter_model.safetensors"), SHARDS),
+        (SHARDS, ("model.safetensors", "model-00001-of-00003.safetensors"), ("model-00001-of-00003.safetensors", "model.safetensors")),
+        (("adapter_model.safetensors",), (*SHARDS, "model.safetensors"), ()),
+        (("sub/model.safetensors",), (*SHARDS, "sub/model-00001-of-00002.safetensors"), ()),
+    ],
+)  # fmt: skip
+def test_only_shards_of_what_is_pushed_go_away(
+    hub: Hub, tmp_path: Path, pushed: tuple[str, ...], there: tuple[str, ...], gone: tuple[str, ...]
+) -> None:
+    """Of the same name in the top folder; weights in folders, of other names, and adapters stay. What goes is said."""
+    hub.repos["me/small"], hub.private["me/small"] = dict.fromkeys((*there, *OTHERS), b"older"), True
+    for name in pushed:
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / name).write_bytes(b"newer")
+    progress = Counts()
+    push(tmp_path / "new", "me/small", progress)
+    assert set(hub.repos["me/small"]) == {*there, *OTHERS, *pushed} - set(gone)
+    assert [line.partition(": ")[2] for line in progress.lines] == ([", ".join(gone)] if gone else [])
+
+
 def test_a_gguf_beside_other_weights_leaves_them_there(hub: Hub, model: Path, tmp_path: Path) -> None:
     push(model, "me/small", Counts())
     for level in ("Q8_0", "Q4_K_M"):

@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tunesmith.config.errors import ExportError, ServerError, UserError
 from tunesmith.export.go_template import PROBES, render_as_ollama
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer, manual_command, sha256
-from tunesmith.export.ollama_deploy import QUESTION, deploy, unproved
+from tunesmith.export.ollama_deploy import QUESTION, deploy, give_name, trial_name, unproved
 from tunesmith.export.ollama_reply import read_reply
 from tunesmith.export.ollama_shown import differences, go_unquote, shown_parameters
 
@@ -148,7 +149,7 @@ def test_a_working_model_is_replaced_only_by_a_proved_one(fake: FakeOllama, gguf
         new = Modelfile("x", template=TEMPLATE, system="new")
         with pytest.raises(ExportError, match="not the same"):
             deploy(server, gguf, "me/m:v1", new, prove=prove)
-        assert seen == ["me/m:v1-unproved"]
+        assert [name[:-8] for name in seen] == ["me/m:v1-unproved-"]
         assert list(fake.models) == ["me/m:v1"] and fake.models["me/m:v1"]["system"] == "old"
         deploy(server, gguf, "me/m:v1", new, prove=lambda *_: None)
         assert list(fake.models) == ["me/m:v1"] and fake.models["me/m:v1"]["system"] == "new"
@@ -228,7 +229,7 @@ def test_alive_and_version_are_quick_and_never_raise_for_nothing(fake: FakeOllam
         (
             {"create_error": "no space left on device"},
             ServerError,
-            "creating m:latest-unproved: no space left",
+            "no space left on device",
             "free disk space",
         ),
         ({"create_error": "unsupported architecture"}, ServerError, "unsupported architecture", "--to gguf"),
@@ -342,7 +343,48 @@ def test_a_model_on_trial_that_cannot_be_removed_is_named(fake: FakeOllama) -> N
         with unproved(server, "me/m:x", told) as trial:
             server.url, server._client = "http://127.0.0.1:9", ollama_api.http_client("http://127.0.0.1:9")
             raise ExportError("the first error")
-    assert trial == "me/m:x-unproved" and "`ollama rm me/m:x-unproved`" in told.lines[0]
+    assert trial.startswith("me/m:x-unproved-") and f"`ollama rm {trial}`" in told.lines[0]
+
+
+def test_two_deployments_of_one_name_have_a_trial_each(fake: FakeOllama, gguf: Path, tmp_path: Path) -> None:
+    """One that begins while another proves never gets that one's name or proof, and removes only its own; one left behind is named."""
+    told, seen = Told(), []
+    with OllamaServer(fake.url) as server:
+
+        def prove(trial: str, *_: Any) -> None:
+            seen.append(trial)
+            if len(seen) == 1:
+                other = write_gguf(tmp_path / "other.gguf", layers=3)
+                deploy(server, other, "m:7b", FULL, told, prove=prove)
+                assert set(fake.models) == {trial, "m:7b"}, "the other's trial is gone, this one stands"
+
+        first = deploy(server, gguf, "m:7b", FULL, prove=prove)
+        assert len(set(seen)) == 2 and list(fake.models) == ["m:7b"]
+        assert fake.models["m:7b"]["digest"] == f"sha256:{first.digest}"
+        warned = [line for line in told.lines if line.startswith("warning")]
+        assert len(warned) == 1 and f"`ollama rm {seen[0]}`" in warned[0]
+        for name in ("m", f"me/{'a' * 80}:{'b' * 80}"):
+            assert ollama_api.check_name(trial_name(name)) != trial_name(name)
+
+
+def test_a_trial_that_was_changed_gets_no_name(fake: FakeOllama, gguf: Path, tmp_path: Path) -> None:
+    """Whatever else writes on the server while a model is proved."""
+    with OllamaServer(fake.url) as server:
+        digest, _ = server.upload(write_gguf(tmp_path / "other.gguf", layers=3))
+        other = replace(FULL, parameters={**FULL.parameters, "seed": 8})
+        for change, words in (
+            (lambda trial: server.create(trial, files={"x.gguf": digest}, modelfile=FULL), "it was changed"),
+            (
+                lambda trial: server.create(trial, files={"x.gguf": sha256(gguf)}, modelfile=Modelfile("x")),
+                "it was changed",
+            ),
+            (lambda trial: server.create(trial, files={"x.gguf": sha256(gguf)}, modelfile=other), "it was changed"),
+        ):
+            with pytest.raises(ExportError, match=words):
+                deploy(server, gguf, "m", FULL, prove=lambda trial, *_, change=change: change(trial))
+            assert fake.models == {}
+        with pytest.raises(ExportError, match="it is gone"):
+            give_name(server, "m:x", "m", {})
 
 
 @pytest.mark.parametrize(
@@ -380,7 +422,7 @@ def test_no_server(gguf: Path) -> None:
 def test_a_template_that_the_server_cannot_read(fake: FakeOllama, gguf: Path) -> None:
     with (
         OllamaServer(fake.url) as server,
-        pytest.raises(ServerError, match=r"\(400\) while creating m:latest-unproved: template error"),
+        pytest.raises(ServerError, match=r"\(400\) while creating m:latest-unproved-\w+: template error"),
     ):
         deploy(server, gguf, "m", Modelfile("x", template="{{ nofunc .X }}"))
 

@@ -7,8 +7,9 @@ long as the group's largest weight stays about the same (section 3.2). The scale
     s = s_x^a,    a = argmin ‖ Q(W diag(s)) diag(s)⁻¹ X − W X ‖,    0 <= a <= 1
 
 with s_x the mean of |x| for each input channel. Here the error is that of the whole block's output on a part of the text, so that a
-layer counts by what it changes in the end; a = 0 is among those tried, so that no scale is taken that makes it worse. The factors are put
-into the weights of what puts out x (``awq_pairs``), so the packed model has no operation more.
+layer counts by what it changes in the end. The factors are put into the weights of what puts out x (``awq_pairs``), so the packed model has
+no operation more. The search looks at one group of layers at a time, in fp32 and with plain ranges; so the finished block is measured once more as
+it is stored, beside one without any scales, and the better of the two is kept.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ TRIED = 10
 """Steps of the exponent from 0 to 1."""
 SEARCH_TOKENS = 1024
 """Text on which the error of a block is measured while scales are searched; means of inputs are taken over all of it."""
+PAIR_TOKENS = 128
+"""Text on which it is tried what scales may go into: one row of about so many tokens. A row of one token does not tell, since q and k change nothing there."""
 PARTS = ("qweight", "qzeros", "scales")
 
 
@@ -62,35 +65,66 @@ def _block(
     """Packed and changed tensors of block ``i`` by stored name, and its figures. The block is left with the weights they stand for."""
     sample = _Sample(model, i, hidden)
     groups = model.groups(i, hidden[0])
+    exact = _parameters(model, i)
     powers: dict[str, float] = {}
     changed: list[str] = []
+    squares: list[torch.Tensor] = []
     costs: list[torch.Tensor] = []
     for names in groups:
         mean, square = _inputs(model, i, names[0], hidden)
         rounded = [name for name in names if packable(model, i, name)]
-        before = find(model, i, names, sample.shortest) if rounded else None
+        before = find(model, i, names, sample.telling) if rounded and sample.telling is not None else None
         power, by = _search(model, i, rounded, before, mean, grid, sample) if before is not None else (0.0, None)
         if by is not None and before is not None:
             factors = by[before.channel]
             changed += before.divide(model.blocks[i], by)
             multiply(model, i, names, factors)
             changed += [f"{name}.weight" for name in names]
-            square = square / factors.square()
         powers[names[0]] = power
-        costs.append(square)
+        squares.append(square)
+        costs.append(square if by is None or before is None else square / by[before.channel].square())
         progress.advance(len(names), f"{model.weight_name(i, names[0])}: exponent {power:.1f}")
+    tensors, kept = _packed(model, i, groups, costs, changed, grid)
+    error = sample.error()
+    if changed:
+        scaled = _parameters(model, i)
+        _fill(model, i, exact)
+        plain, _ = _packed(model, i, groups, squares, (), grid)
+        without = sample.error()
+        if without < error:
+            tensors, error, powers = plain, without, dict.fromkeys(powers, 0.0)
+            progress.say(f"{model.name}.{i}: rounded without scales, which come out worse")
+        else:
+            _fill(model, i, scaled)
+    progress.advance(len(model.linears[i]) - sum(map(len, groups)))
+    return tensors, {"errors": {f"{model.name}.{i}": error}, "kept": kept, "exponents": powers}
+
+
+def _packed(
+    model: Layerwise, i: int, groups: Sequence[Sequence[str]], costs: Sequence[torch.Tensor], changed: Sequence[str], grid: Grid
+) -> tuple[Tensors, list[str]]:  # fmt: skip
+    """The block's tensors by stored name, packed from the weights it has now, and the layers that stay; it gets the weights they stand for."""
     tensors = _kept_parameters(model, i, changed)
     kept = [model.weight_name(i, n).removesuffix(".weight") for n in model.linears[i]]
-    for names, square in zip(groups, costs, strict=True):
+    for names, cost in zip(groups, costs, strict=True):
         for name in names:
             if packable(model, i, name):
                 stored = model.weight_name(i, name).removesuffix(".weight")
-                layer = packed(to_nearest(model.linear(i, name).weight, grid, square))
+                layer = packed(to_nearest(model.linear(i, name).weight, grid, cost))
                 _use(model, i, name, layer)
                 tensors |= {f"{stored}.{key}": tensor for key, tensor in layer.items()}
                 kept.remove(stored)
-    progress.advance(len(model.linears[i]) - sum(map(len, groups)))
-    return tensors, {"errors": {f"{model.name}.{i}": sample.error()}, "kept": kept, "exponents": powers}
+    return tensors, kept
+
+
+def _parameters(model: Layerwise, i: int) -> Tensors:
+    """What the block's parameters hold now; nothing here changes them in place."""
+    return {name: parameter.data for name, parameter in model.blocks[i].named_parameters()}
+
+
+def _fill(model: Layerwise, i: int, values: Tensors) -> None:
+    for name, parameter in model.blocks[i].named_parameters():
+        parameter.data = values[name]
 
 
 class _Sample:
@@ -98,7 +132,8 @@ class _Sample:
 
     def __init__(self, model: Layerwise, i: int, hidden: Sequence[torch.Tensor]) -> None:
         self.model, self.i = model, i
-        self.shortest = min(hidden, key=lambda h: h.shape[1])
+        several = [h for h in hidden if h.shape[1] > 1]
+        self.telling = min(several, key=lambda h: abs(h.shape[1] - PAIR_TOKENS), default=None)
         self.rows: list[torch.Tensor] = []
         for h in hidden:
             if sum(len(row[0]) for row in self.rows) < SEARCH_TOKENS:

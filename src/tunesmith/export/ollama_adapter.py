@@ -17,7 +17,7 @@ from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer
-from tunesmith.export.ollama_deploy import QUESTION, unproved
+from tunesmith.export.ollama_deploy import QUESTION, give_name, unproved
 from tunesmith.export.ollama_shown import differences, notes
 
 NO_LORA = frozenset({
@@ -148,7 +148,7 @@ def put_adapter(
             checks.append(prove(trial))
         if replaced:
             progress.say(f"{name} exists on {server.url} and is replaced")
-        server.copy(trial, name)
+        give_name(server, trial, name, shown)
     level = str((there.get("details") or {}).get("quantization_level") or "")
     told = (*warnings, *notes(shown, modelfile, answer))
     return AdapterReport(

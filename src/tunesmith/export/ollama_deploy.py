@@ -7,6 +7,7 @@ already has this name answers until then, and goes on answering when the proof f
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from tunesmith.export.ollama_quantize import MADE_THERE, differs
 from tunesmith.export.ollama_shown import differences, notes
 
 QUESTION = "Answer in one short sentence: who are you?"
-UNPROVED = "-unproved"
-"""Ends the tag of a model that is not proved yet."""
+UNPROVED = "-unproved-"
+"""In the tag of a model that is not proved yet, before 8 hex digits that no other deployment has."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ def deploy(
     *,
     prove: Prove | None = None,
     quantize: str | None = None,
+    trial: str | None = None,
 ) -> DeployReport:
     """Make ``name`` answer from ``gguf`` with ``modelfile``'s template, system prompt, parameters and messages.
 
     A model of that name is replaced once the new one is proved. Without ``prove`` anything that came out otherwise than
-    intended is an error. ``quantize``: the server makes this level of the file (``export.ollama_quantize``). Raises UserError (name), ExportError (the file, or what came out) and ServerError.
+    intended is an error. ``quantize``: the server makes this level of the file (``export.ollama_quantize``).
+    ``trial``: what the model is called until it is proved (``trial_name``). Raises UserError (name), ExportError (the file, or what came out) and ServerError.
     """
     ollama_api.check_name(name)
     size = check_gguf(gguf)
@@ -78,7 +81,7 @@ def deploy(
         progress.say(f"warning: {server.warning}")
     replaced = server.show(name) is not None
     digest, uploaded = server.upload(gguf, progress)
-    with unproved(server, name, progress) as trial:
+    with unproved(server, name, progress, trial) as trial:
         server.create(trial, files={"model.gguf": digest}, quantize=quantize, modelfile=modelfile, progress=progress)
         shown = server.show(trial)
         if shown is None:
@@ -100,7 +103,7 @@ def deploy(
         progress.finish(answer)
         if replaced:
             progress.say(f"{name} exists on {server.url} and is replaced")
-        server.copy(trial, name)
+        give_name(server, trial, name, shown)
     return DeployReport(
         name=name,
         url=server.url,
@@ -119,12 +122,17 @@ def deploy(
 
 
 @contextmanager
-def unproved(server: OllamaServer, name: str, progress: Progress = SILENT) -> Iterator[str]:
-    """A name of its own for a model on trial, of the same model with another tag; whatever happens, it is removed at the end.
+def unproved(server: OllamaServer, name: str, progress: Progress = SILENT, trial: str | None = None) -> Iterator[str]:
+    """A name of its own (``trial``, else a new one) for a model on trial; whatever happens, it is removed at the end.
 
-    A server that is gone by then may keep it: that is said.
+    A server that is gone by then may keep it: that is said, and so is what other deployments of ``name`` have left.
     """
-    trial = trial_name(name)
+    trial = trial or trial_name(name)
+    for other in _others(server, trial):
+        progress.say(
+            f"warning: {server.url} has {other}, on trial for {name}; if no other deployment of {name} runs, it was left behind: "
+            f"`ollama rm {other}` removes it"
+        )
     try:
         yield trial
     finally:
@@ -133,15 +141,46 @@ def unproved(server: OllamaServer, name: str, progress: Progress = SILENT) -> It
         except ServerError as error:  # mostly the server is gone, and an error on its way says so
             progress.say(
                 f"warning: the model on trial, {trial}, may be left on {server.url} ({error.message}); "
-                f"`ollama rm {trial}` removes it, and so does the next deployment of {name}"
+                f"`ollama rm {trial}` removes it"
             )
 
 
 def trial_name(name: str) -> str:
-    """What a model is called while it is on trial: ``me/m:v1`` -> ``me/m:v1-unproved``."""
+    """What a model is called while it is on trial, another at each call: ``me/m:v1`` -> ``me/m:v1-unproved-1f0c22ab``.
+
+    So two deployments of one name have a trial each, and neither gives its name to the other's model.
+    """
     head, _, last = name.rpartition("/")
     model, _, tag = last.partition(":")
-    return f"{head + '/' if head else ''}{model}:{(tag or 'latest')[: 80 - len(UNPROVED)]}{UNPROVED}"
+    end = UNPROVED + secrets.token_hex(4)
+    return f"{head + '/' if head else ''}{model}:{(tag or 'latest')[: 80 - len(end)]}{end}"
+
+
+def _others(server: OllamaServer, trial: str) -> list[str]:
+    """Models on trial for the same name as ``trial``: of deployments that run, or that were killed. Which, a server cannot tell."""
+    try:
+        names = server.names()
+    except ServerError:  # a server that does not list its models may well take one
+        return []
+    ours = re.compile(rf"{UNPROVED}[0-9a-f]{{8}}")
+    return [one for one in names if ours.search(one[-18:]) and ollama_api.same_model(one[:-8], trial[:-8])]
+
+
+def give_name(server: OllamaServer, trial: str, name: str, proved: Mapping[str, Any]) -> None:
+    """``name`` answers as ``trial`` from now on, if that still is the model whose ``/api/show`` was ``proved``; else ExportError."""
+    now = server.show(trial)
+    if now is None or _identity(now) != _identity(proved):
+        raise ExportError(
+            f"{trial} on {server.url} is no longer the model that was proved: {'it is gone' if now is None else 'it was changed'}",
+            hint=f"see what else writes models there, then deploy again; {name} is as it was",
+        )
+    server.copy(trial, name)
+
+
+def _identity(shown: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Files, adapters, template, system prompt and settings. A server lists parameters in another order each time (Go's maps)."""
+    lines = (sorted((shown.get(key) or "").splitlines()) for key in ("modelfile", "parameters"))
+    return *lines, shown.get("template"), shown.get("system")
 
 
 def check_gguf(path: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from ..config.progress import Progress
 from . import net
 from .huggingface import NAME, endpoint
 
-WEIGHTS = (".safetensors", ".safetensors.index.json")
+WEIGHTS = re.compile(r"(.+?)(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
+"""A file of weights in the top folder; group 1 is what it has in common with the other shards and the index: ``model``."""
 
 
 def check_access() -> None:
@@ -22,7 +25,7 @@ def check_access() -> None:
 
 
 def push(name: str, files: dict[str, Path], progress: Progress, *, public: bool, message: str) -> str:
-    """See ``push.Pusher``. With safetensors, those of an earlier push that are not among ``files`` are removed in the same commit (a model of other shards)."""
+    """See ``push.Pusher``. Of weights that are in ``files``, other shards and the index of an earlier push are removed in the same commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -40,12 +43,10 @@ def push(name: str, files: dict[str, Path], progress: Progress, *, public: bool,
         for addition in sorted(additions, key=lambda one: sizes[one.path_in_repo]):
             api.preupload_lfs_files(name, [addition])  # what the hub has already is not sent again
             progress.advance(sizes[addition.path_in_repo], addition.path_in_repo)
-        there = {file.rfilename for file in info.siblings or []}
-        whole = any(path.endswith(".safetensors") for path in files)
-        gone = [
-            CommitOperationDelete(path) for path in sorted(there - files.keys()) if whole and path.endswith(WEIGHTS)
-        ]
-        api.create_commit(name, [*additions, *gone], commit_message=message)
+        gone = replaced(files, {file.rfilename for file in info.siblings or []})
+        if gone:
+            progress.say(f"removed from {name}, since what is pushed takes their place: {', '.join(gone)}")
+        api.create_commit(name, [*additions, *map(CommitOperationDelete, gone)], commit_message=message)
     except Exception as error:  # the library's transport errors come from another package in each of its generations
         raise _explained(error, name) from error
     finally:
@@ -54,6 +55,18 @@ def push(name: str, files: dict[str, Path], progress: Progress, *, public: bool,
     place = f"{net.plain(endpoint())}/{name}"
     progress.finish(place)
     return place
+
+
+def replaced(files: Iterable[str], there: Iterable[str]) -> list[str]:
+    """Which files ``there`` are of the same weights as some of ``files`` and not among them: ``model-00001-of-00002.safetensors`` and
+    ``model.safetensors.index.json`` when ``model.safetensors`` is pushed. An adapter's, and all in folders, are other weights."""
+    new = set(files)
+    stems = {found[1] for path in new if "/" not in path and (found := WEIGHTS.fullmatch(path))}
+    return [
+        path
+        for path in sorted(set(there) - new)
+        if "/" not in path and (found := WEIGHTS.fullmatch(path)) and found[1] in stems
+    ]
 
 
 def _explained(error: Exception, name: str) -> UserError:

@@ -90,13 +90,13 @@ def deploy(
             if not proving.local(evidence, failure):
                 outcome = "The proof failed before anything was sent to a server."
             elif url is not None or server.alive():
+                trial = trial_name(name)
                 try:
-                    report, outcome, facts = _on_server(proving, server, name, facts, progress)
+                    report, outcome, facts = _on_server(proving, server, name, trial, facts, progress)
                 except UserError as error:  # the server went away, refused, or made another model than was sent
                     outcome = f"Not deployed: {error.message}. A {name} that was there before is as it was."
                     if isinstance(error, ServerGoneError):
-                        trial = trial_name(name)
-                        outcome += f" The model on trial may be left there: `ollama rm {trial}`, or deploy again."
+                        outcome += f" The model on trial may be left there: `ollama rm {trial}`."
                     proving.record(name, outcome, facts | {"server_url": server.url}, None)
                     found = f"what was found until then: {proving.page}"
                     error.hint = found if error.hint is None else f"{error.hint}; {found}"
@@ -140,7 +140,7 @@ def _export(
 
 
 def _on_server(
-    proving: Proving, server: OllamaServer, name: str, facts: dict[str, str], progress: Progress
+    proving: Proving, server: OllamaServer, name: str, trial: str, facts: dict[str, str], progress: Progress
 ) -> tuple[DeployReport | None, str, dict[str, str]]:
     """(the report, None when the proof failed; what became of the model; facts with the server's)."""
 
@@ -155,8 +155,9 @@ def _on_server(
     facts = facts | {"server_url": server.url, "server_version": server.version()}
     try:
         report = put(
-            server, proving.made.file, name, proving.made.content, progress, prove=prove, quantize=proving.made_there
-        )
+            server, proving.made.file, name, proving.made.content, progress,
+            prove=prove, quantize=proving.made_there, trial=trial,
+        )  # fmt: skip
     except Refused:
         kept = f"the {name} that was there before answers as before" if there else f"there is no {name} on the server"
         return None, f"The proof failed: the model on trial was removed from {server.url}; {kept}.", facts
