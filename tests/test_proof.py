@@ -326,8 +326,9 @@ def test_each_damage_turns_its_check_red(ready: Ready, server: FakeOllama, damag
         assert "answers as before" in proof.outcome
         assert server.models == {"m:x": old}
         saved = json.loads((ready.run.artifacts / "deploy_report.json").read_text(encoding="utf-8"))
-        assert [c["number"] for c in saved["checks"] if c["broken"]] == [number]
-    assert failed(proof) == {number}
+        assert {c["number"] for c in saved["checks"] if c["broken"]} == failed(proof)
+    also = {3} if damage == "beginning token twice" else set()  # it changes the numbers too
+    assert {number} <= failed(proof) <= {number} | also
     check = proof.checks[number - 1] if proof is not None else None
     assert check is not None and check.means and check.todo
     assert said.removesuffix("…").removesuffix("'") in words(proof, number)
