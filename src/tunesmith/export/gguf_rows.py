@@ -119,7 +119,9 @@ def _refuse_swapped(
     """Raise ExportError where one of the ``wrong`` holds what belongs elsewhere in its layer, rounded for either place."""
     for one in wrong:
         layer = re.match(r"blk\.\d+\.", one.place)
-        near = tolerance if len(file.header.tensors[one.place].shape) == 2 else 1e-4  # norms are alike, and never rounded
+        near = (
+            tolerance if len(file.header.tensors[one.place].shape) == 2 else 1e-4
+        )  # norms are alike, and never rounded
         for place, name in known.items():
             if layer is None or place == one.place or not place.startswith(layer[0]):
                 continue
@@ -184,7 +186,9 @@ def _relative(there: np.ndarray, wanted: np.ndarray) -> float:
 def _multiplied(there: np.ndarray, source: np.ndarray, kind: str, file: _File, importance: Any) -> float:
     """The relative distance when each row was multiplied by that of the file's factors which brings it nearest."""
     size = (source.astype(np.float64) ** 2).sum(1)
-    about = (there.astype(np.float64) * source).sum(1) / np.where(size > 0, size, 1)  # few bits make it less than it was
+    about = (there.astype(np.float64) * source).sum(1) / np.where(
+        size > 0, size, 1
+    )  # few bits make it less than it was
     chosen, least = np.zeros_like(source), np.full(len(source), np.inf)
     for factor in file.factors:
         if (np.abs(about - factor) > abs(factor) / 2).all():

@@ -148,7 +148,9 @@ class _Making:
 
     def check(self, work: Path, added: dict[str, Any], tolerance: float = TOLERANCE) -> None:
         self.figures |= check_file(work, self.stored, self.wanted | added, tied=self.tied)
-        self.figures |= {"numbers": check_rows(work, self.stored, self.importances, tolerance, self.prepared.job["settings"])}
+        self.figures |= {
+            "numbers": check_rows(work, self.stored, self.importances, tolerance, self.prepared.job["settings"])
+        }
         with work.open("rb+") as file:
             os.fsync(file.fileno())
 
