@@ -37,9 +37,9 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"n_inner": 48}),
     "seed_oss": ("SeedOssConfig", families.WIDE_HEADS),
     "nemotron": ("NemotronConfig", {**families.GROUPED, "partial_rotary_factor": 0.5}),
-    "gpt_bigcode": ("GPTBigCodeConfig", {"n_inner": 48}),
+    "gpt_bigcode": ("GPTBigCodeConfig", {}),
     "falcon_h1": ("FalconH1Config", {
-        **families.GROUPED, "tie_word_embeddings": False, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1,
+        **families.GROUPED, "head_dim": 16, "tie_word_embeddings": False, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1,
         "embedding_multiplier": 5.65, "lm_head_multiplier": 0.04, "key_multiplier": 0.39, "attention_out_multiplier": 0.94, "mlp_multipliers": [0.88, 0.59],
         "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.23, "ssm_multipliers": [0.35, 0.25, 0.18, 0.5, 0.41],
     }),

@@ -18,7 +18,7 @@ from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.gguf_settings import predicts_ahead, settings_for
 from tunesmith.export.targets import gguf
 
-OFTEN = ("llama", "qwen3", "gemma3", "phi3", "falcon", "mixtral")
+OFTEN = ("llama", "qwen3", "gemma3", "phi3", "falcon", "mixtral", "gpt_bigcode", "falcon_h1")
 """The others run with the slow tests."""
 
 
