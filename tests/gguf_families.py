@@ -37,6 +37,12 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"n_inner": 48}),
     "seed_oss": ("SeedOssConfig", families.WIDE_HEADS),
     "nemotron": ("NemotronConfig", {**families.GROUPED, "partial_rotary_factor": 0.5}),
+    "gpt_bigcode": ("GPTBigCodeConfig", {}),
+    "falcon_h1": ("FalconH1Config", {
+        **families.GROUPED, "head_dim": 16, "tie_word_embeddings": False, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1,
+        "embedding_multiplier": 5.65, "lm_head_multiplier": 0.04, "key_multiplier": 0.39, "attention_out_multiplier": 0.94, "mlp_multipliers": [0.88, 0.59],
+        "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.23, "ssm_multipliers": [0.35, 0.25, 0.18, 0.5, 0.41],
+    }),
 }  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (config, {**how, **LIKE_LLAMA_CPP.get(name, {})}) for name, (config, how) in families.FAMILIES.items()},
@@ -44,6 +50,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TEXT = "In 2024, 12 quick foxes  jumped. 你好，世界！🙂\ndef f(x):\n    return x ** 2\n" * 4
 REFUSED = ("falcon-alibi",)
+EXPERTS = [f"blk.*.ffn_{part}_exps.weight" for part in ("down", "gate", "up")]
+CUT = ["blk.*.attn_k_b.weight", "blk.*.attn_v_b.weight"]
+NOT_COMPARED: dict[str, list[str]] = {
+    **dict.fromkeys(("mixtral", "qwen3_moe", "qwen2_moe", "granitemoe", "llama4"), EXPERTS),
+    "gpt_neox": ["blk.*.attn_qkv.bias", "blk.*.attn_qkv.weight"],
+    "gpt_oss": ["blk.*.attn_sinks.weight", *sorted(kind.replace("weight", end) for kind in EXPERTS for end in ("bias", "weight"))],
+    "deepseek_v2": [*CUT, *EXPERTS],
+    "deepseek_v3": [*CUT, "blk.*.exp_probs_b.bias", *EXPERTS],
+    "mamba": ["blk.*.ssm_a", "blk.*.ssm_conv1d.weight"],
+    "jamba": [*EXPERTS, "blk.*.ssm_a", "blk.*.ssm_conv1d.weight"],
+    "lfm2": ["blk.*.shortconv.conv.weight"],
+    "qwen3_next": ["blk.*.attn_gate.weight", "blk.*.attn_qkv.weight", *EXPERTS, "blk.*.ssm_a", "blk.*.ssm_conv1d.weight", "blk.*.ssm_dt.bias"],
+    "falcon_h1": ["blk.*.ssm_a", "blk.*.ssm_conv1d.weight", "blk.*.ssm_d", "blk.*.ssm_dt.bias"],
+}  # fmt: skip
+"""Kinds of tensors that the converter stacks, cuts, computes or arranges in a way of the family. Every other is compared with its source."""
 
 
 def make(

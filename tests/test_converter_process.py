@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -53,11 +54,11 @@ def kill_forks() -> None:
 
 
 def wait_for(what: Any) -> Any:
-    for _ in range(500):
+    for _ in range(3000):
         if found := what():
             return found
         time.sleep(0.01)
-    raise AssertionError("it did not come in 5 s")
+    raise AssertionError("it did not come in 30 s")
 
 
 def test_a_job_that_dies_takes_nothing_with_it(model: Path, tmp_path: Path) -> None:
@@ -83,6 +84,30 @@ def test_an_interrupted_job_is_ended(model: Path, tmp_path: Path) -> None:
     assert forks() == [] and not seen[0].is_running()
     assert list(tmp_path.iterdir()) == []
     assert gguf.export(model, tmp_path / "out.gguf", CONFIG).out.exists()
+
+
+def test_an_interrupt_that_reaches_the_job_first_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        wait_for(forks)[0].kill()
+        warm = converter_process._warm
+        assert warm is not None
+        wait_for(lambda: select.select([warm.process.stdout], [], [], 0)[0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gguf.export(model, tmp_path / "out.gguf", CONFIG, KillsAtOnce(interrupt))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_process_that_forks_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody says how many, numpy starts as many as there are cores."""
+    script = tmp_path / "script.py"
+    script.write_text("import os, numpy\nprint(len(os.listdir('/proc/self/task')), flush=True)\n")
+    monkeypatch.setattr(converter_process, "SCRIPT", script)
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    warm = converter_process.Warm(tmp_path, environment, tmp_path / "log")
+    assert warm.process.stdout is not None and warm.process.stdout.readline() == b"1\n"
+    warm.close()
 
 
 def test_a_warm_process_that_is_gone_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,27 @@ from typing import Any
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
 import families
 import gguf_families
 from tunesmith.config.errors import ExportError
+from tunesmith.config.progress import Silent
+from tunesmith.export.gguf_check import is_turned
 from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.gguf_settings import predicts_ahead, settings_for
 from tunesmith.export.targets import gguf
 
-OFTEN = ("llama", "qwen3", "gemma3", "phi3", "falcon", "mixtral")
+OFTEN = ("llama", "qwen3", "gemma3", "phi3", "falcon", "mixtral", "gpt_bigcode", "falcon_h1")
 """The others run with the slow tests."""
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
 
 
 def config(family: str, **changes: Any) -> Any:
@@ -34,11 +45,15 @@ def config(family: str, **changes: Any) -> Any:
 )
 def test_every_architecture_answers_as_its_source(tmp_path: Path, family: str) -> None:
     """Stored in bfloat16, exported to F32: nothing is rounded, so the distributions are those of transformers."""
-    base = gguf_families.make(tmp_path / "model", family, dtype="bfloat16")
-    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f32"))
+    base, heard = gguf_families.make(tmp_path / "model", family, dtype="bfloat16"), Heard()
+    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f32"), heard)
     found = gguf_families.distance(base, report.out)
     assert found.mean_kl < 1e-5 and found.top1_agreement > 0.97, found
     assert report.checks["warnings"] == []
+    left = gguf_families.NOT_COMPARED.get(family, [])
+    assert report.checks["numbers"]["not_compared"] == left
+    notes = [line.split(" could not be compared")[0] for line in heard.said if "could not be compared" in line]
+    assert notes == [f"note: the numbers of {', '.join(left)}"] * bool(left)
 
 
 @pytest.mark.parametrize(
@@ -73,19 +88,24 @@ def test_windows_that_llama_cpp_does_not_have_bound_the_context(family: str) -> 
 @pytest.mark.slow
 def test_a_bounded_model_answers_as_its_source_within_its_window(tmp_path: Path) -> None:
     base = gguf_families.make(tmp_path / "model", "mistral", sliding_window=64)
-    said: list[str] = []
-
-    class Heard:
-        def start(self, task: str, total: float | None = None, unit: str = "") -> None: ...
-        def advance(self, amount: float = 1) -> None: ...
-        def finish(self, note: str = "") -> None: ...
-        def say(self, line: str) -> None:
-            said.append(line)
-
-    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f32"), Heard())
-    assert read_gguf(report.out).metadata["llama.context_length"] == 64 and "sliding window of 64" in said[0]
+    heard = Heard()
+    report = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f32"), heard)
+    assert read_gguf(report.out).metadata["llama.context_length"] == 64 and "sliding window of 64" in heard.said[0]
     assert gguf_families.distance(base, report.out, 64).mean_kl < 1e-5
     assert gguf_families.distance(base, report.out, 200).mean_kl > 1e-4  # what the bound keeps from being served
+
+
+def test_gpt2_as_it_was_published(tmp_path: Path) -> None:
+    """Names without ``transformer.``; its linear layers are turned all the same, those of GPTBigCode never are."""
+    base = gguf_families.make(tmp_path / "model", "gpt2")
+    tensors = load_file(base / "model.safetensors")
+    save_file(
+        {n.removeprefix("transformer."): t for n, t in tensors.items()}, base / "model.safetensors", {"format": "pt"}
+    )
+    numbers = gguf.export(base, tmp_path / "out.gguf", gguf.Config(level="f16")).checks["numbers"]
+    assert numbers == {"compared": len(tensors), "not_compared": []}
+    assert is_turned("transformer.h.1.attn.c_attn.weight", {"general.architecture": "gpt2"})
+    assert not is_turned("transformer.h.1.attn.c_attn.weight", {"general.architecture": "starcoder"})
 
 
 def test_words_that_transformers_no_longer_writes() -> None:

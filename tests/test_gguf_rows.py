@@ -18,7 +18,7 @@ from tunesmith.config.errors import ExportError
 from tunesmith.export.ggml_quantize import Quantizer
 from tunesmith.export.gguf_check import check_file
 from tunesmith.export.gguf_file import read_gguf
-from tunesmith.export.gguf_rows import THROUGH_F16, check_rows
+from tunesmith.export.gguf_rows import THROUGH_F16, _factors, check_rows
 from tunesmith.export.tensor_files import read_model
 
 WIDTH, HEADS, LAYERS = 256, 4, 3
@@ -133,6 +133,17 @@ def not_interleaved(found: dict[str, np.ndarray]) -> None:
     )[::-1]
 
 
+def swapped_everywhere(found: dict[str, np.ndarray]) -> None:
+    for i in range(LAYERS):
+        gate, up = f"blk.{i}.ffn_gate.weight", f"blk.{i}.ffn_up.weight"
+        found[gate], found[up] = found[up], found[gate]
+
+
+def zeroed_everywhere(found: dict[str, np.ndarray]) -> None:
+    for i in range(LAYERS):
+        found[f"blk.{i}.ffn_down.weight"].fill(0)
+
+
 def zeroed(name: str) -> Damage:
     return lambda found: found[name].fill(0)
 
@@ -145,6 +156,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "norm zeroed": (zeroed("blk.1.attn_norm.weight"), "blk.1.attn_norm.weight"),
     "scaled": (scaled(1.05), r"blk.1.ffn_down.weight .*differ by 5%"),
     "shifted": (shifted, "blk.0.ffn_up.weight"),
+    "swapped in all layers": (
+        swapped_everywhere,
+        r"blk.0.ffn_gate.weight does not hold .*mlp.gate_proj.weight but those of .*mlp.up_proj.weight",
+    ),
+    "zeroed in all layers": (zeroed_everywhere, "blk.0.ffn_down.weight .*differ by 100%"),
     "other order": (not_interleaved, "blk.2.attn_k.weight"),
 }
 
@@ -171,6 +187,40 @@ def test_a_kind_in_an_unknown_arrangement_is_counted_and_no_damage(tmp_path: Pat
     made = write(tmp_path / "x.gguf", tensors, "F16", {}, rearranged)
     found = check_rows(made, read_model(tmp_path), {})
     assert found == {"compared": len(tensors) - LAYERS, "not_compared": ["blk.*.attn_v.weight"]}
+
+
+def multiplied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As Falcon-H1's converter does it: the embedding and the head by one factor each, parts of a layer's matrix by two."""
+    made = {name: tensor.clone().float() for name, tensor in tensors.items()}
+    made["model.embed_tokens.weight"] *= 5.65
+    made["lm_head.weight"] *= 0.04
+    made["model.layers.0.mlp.up_proj.weight"][:30] *= 1.25 * 0.35
+    return made
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q2_K"])
+def test_factors_of_config_json_that_the_file_does_not_name(tmp_path: Path, kind: str) -> None:
+    tensors = source(tmp_path)
+    importances, stored = weights(tensors), read_model(tmp_path)
+    made = write(tmp_path / "x.gguf", multiplied(tensors), kind, importances)
+    settings = {
+        "embedding_multiplier": 5.65,
+        "text_config": {"lm_head_multiplier": 0.04, "in_multipliers": [1.25, 0.35]},
+    }
+    assert check_rows(made, stored, importances, settings=settings) == {"compared": len(tensors), "not_compared": []}
+    for other, wrong in (({}, "output"), (settings | {"embedding_multiplier": 5.5}, "token_embd")):
+        with pytest.raises(ExportError, match=rf"{wrong}\.weight does not hold the numbers"):
+            check_rows(made, stored, importances, settings=other)
+    assert _factors({"embedding_multiplier": 5.65}, {"granite.embedding_scale": 5.65}) == []
+
+
+def test_numbers_that_are_small_for_sixteen_bits(tmp_path: Path) -> None:
+    """Near 5e-7 numbers of F16 are 6e-8 apart."""
+    tensors = source(tmp_path)
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 1e-5
+    save_file(tensors, tmp_path / "model.safetensors")
+    made = write(tmp_path / "x.gguf", tensors, "F16", {})
+    assert check_rows(made, read_model(tmp_path), {}) == {"compared": len(tensors), "not_compared": []}
 
 
 def test_a_lost_output_layer_is_noticed(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def load(converter: str) -> None:
 
 
 def serve(converter: str) -> None:
-    """Run orders until stdin ends or the parent is gone. Forks are safe here: nothing but imports was done, and no thread was started."""
+    """Run orders until stdin ends or the parent is gone. Forks are safe here: nothing but imports was done, and these
+    start no thread (numpy's would, see OPENBLAS_NUM_THREADS in converter_process)."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the fork and the parent, which says what follows from it

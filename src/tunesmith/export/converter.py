@@ -86,21 +86,21 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
         encoding="utf-8",
     )
     progress.start(f"convert to {job.get('level', job['type'])}", expected_bytes, "B")
-    child = converter_process.start(job_file, converter_folder(), _environment(), log)
+    child = None
     try:
-        done = 0
+        child, done = converter_process.start(job_file, converter_folder(), _environment(), log), 0
         while child.poll() is None:
             time.sleep(0.02)
             size = out.stat().st_size if out.exists() else 0
             progress.advance(size - done)
             done = size
-    finally:
-        stopped = child.poll() is None
-        if stopped:
-            child.kill()
-        child.wait()
-        if stopped:  # Ctrl-C: there is nothing to report
-            log.unlink(missing_ok=True)
+    except BaseException:  # Ctrl-C, which may reach the child first: there is nothing to report
+        if child is not None:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        log.unlink(missing_ok=True)
+        raise
     if child.returncode != 0 or not out.exists():
         progress.finish("failed")
         raise _failure(log, child.wait())

@@ -62,6 +62,8 @@ class Warm:
 
     def __init__(self, converter: Path, environment: dict[str, str], log: Path) -> None:
         self.converter, self.owner, self.busy = converter, os.getpid(), False
+        # OpenBLAS would start its threads when numpy is imported, and a process with threads is not safe to fork
+        environment = environment | {"OPENBLAS_NUM_THREADS": "1"}
         with log.open("ab") as output:  # where it is told when the converter cannot even be loaded
             self.process = subprocess.Popen(
                 [sys.executable, "-P", str(SCRIPT), "serve", str(converter)], cwd=SCRIPT.anchor, env=environment, stdin=subprocess.PIPE,

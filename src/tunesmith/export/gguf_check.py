@@ -16,8 +16,8 @@ from tunesmith.export.tensor_files import StoredTensor
 
 # Buffers that old checkpoints store and every program computes again.
 COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
-# GPT-2 stores its linear layers with inputs first.
-TURNED = re.compile(r"\.h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
+# GPT-2 stores its linear layers with inputs first; others call theirs the same and do not.
+TURNED = re.compile(r"(?:^|\.)h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 # Tensors a GGUF carries for llama.cpp's rotary embedding, which safetensors keep as numbers in config.json.
 ROPE = re.compile(r"^rope_(freqs|factors_(long|short))\.weight$")
 
@@ -38,19 +38,19 @@ def check_file(
         ):
             raise ExportError(f"the GGUF says {key} = {_short(found)}, it must be {_short(value)}")
     tensors = {name: t.shape for name, t in header.tensors.items() if not ROPE.match(name)}
-    unknown = _check_shapes(name_map(header.metadata), tensors, stored, tied)
+    unknown = _check_shapes(header.metadata, tensors, stored, tied)
     types = dict(Counter(t.type for t in header.tensors.values()))
     return {"tensors": len(header.tensors), "types": types, "unmapped": unknown}
 
 
 def _check_shapes(
-    names: Any, tensors: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor], is_tied: bool
+    metadata: dict[str, Any], tensors: dict[str, tuple[int, ...]], stored: dict[str, StoredTensor], is_tied: bool
 ) -> int:
     """Every source tensor that has a place in this architecture is there in its shape, and no number is lost or added in all.
 
     Returns how many source tensors have no one-to-one place (fused or stacked ones); these are checked by the total only.
     """
-    wanted = {name: t for name, t in stored.items() if not COMPUTED.search(name)}
+    names, wanted = name_map(metadata), {name: t for name, t in stored.items() if not COMPUTED.search(name)}
     tied = _left_out(wanted, is_tied) if "output.weight" not in tensors else set()
     lost, unknown = [], 0
     for name, tensor in wanted.items():
@@ -61,7 +61,7 @@ def _check_shapes(
             unknown += 1
         elif place not in tensors:
             lost.append(name)  # or cut in two, as MLA's kv_b_proj is: then the total is right
-        elif _plain(tensors[place]) != _plain(tensor.shape[::-1] if TURNED.search(name) else tensor.shape):
+        elif _plain(tensors[place]) != _plain(tensor.shape[::-1] if is_turned(name, metadata) else tensor.shape):
             raise ExportError(
                 f"the GGUF holds {place} as {list(tensors[place])}, the source {name} as {list(tensor.shape)}"
             )
@@ -81,6 +81,11 @@ def _left_out(wanted: dict[str, StoredTensor], is_tied: bool) -> set[str]:
         t for name, t in wanted.items() if name.endswith(("embed_tokens.weight", "embeddings.weight", "wte.weight"))
     ]
     return {name for name in heads if is_tied or any(same_values(wanted[name], one) for one in embeddings)}
+
+
+def is_turned(name: str, metadata: dict[str, Any]) -> bool:
+    """Whether the converter turns the source's matrix ``name`` for a file with these ``metadata``."""
+    return metadata.get("general.architecture") == "gpt2" and TURNED.search(name) is not None
 
 
 def _plain(shape: tuple[int, ...]) -> list[int]:

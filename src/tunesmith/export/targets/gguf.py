@@ -148,7 +148,9 @@ class _Making:
 
     def check(self, work: Path, added: dict[str, Any], tolerance: float = TOLERANCE) -> None:
         self.figures |= check_file(work, self.stored, self.wanted | added, tied=self.tied)
-        self.figures |= {"numbers": check_rows(work, self.stored, self.importances, tolerance)}
+        self.figures |= {
+            "numbers": check_rows(work, self.stored, self.importances, tolerance, self.prepared.job["settings"])
+        }
         with work.open("rb+") as file:
             os.fsync(file.fileno())
 
@@ -221,6 +223,10 @@ def export(
             half.replace(f16)
     for line in prepared.told(making.rare):
         progress.say(line)
+    if missed := making.figures["numbers"]["not_compared"]:
+        progress.say(
+            f"note: the numbers of {', '.join(missed)} could not be compared with the source's, which are arranged otherwise"
+        )
     figures = {
         **making.figures,
         "stop_token_ids": stops,
