@@ -126,6 +126,30 @@ def test_a_folder_that_is_not_ours_is_kept(own: tuple[Path, Path], tmp_path: Pat
     assert record.changed(out) is None and (out / "config.json").stat().st_size > 2
 
 
+@pytest.mark.parametrize("name", ["my-eval.json", "model-00002-of-00002.safetensors", "own/notes.txt"])
+def test_a_file_that_was_added_is_kept(own: tuple[Path, Path], name: str) -> None:
+    """Weights that somebody put there are not taken for the export's, and a person's own file is not deleted with it."""
+    out = merged_folder(of(own), SILENT)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine", encoding="utf-8")
+    said = Said()
+    assert merged_folder(of(own), said) == out
+    assert said.lines == [
+        f"{out} is made again: {name} was added after it was made", f"what was there is kept as {out}.old",
+    ]  # fmt: skip
+    assert (out.with_name(f"{out.name}.old") / name).read_text(encoding="utf-8") == "mine"
+    assert not (out / name).exists() and record.changed(out) is None
+
+
+def test_a_hidden_file_changes_nothing_and_is_kept(own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, said = merged_folder(of(own), SILENT), Said()
+    (out / ".mine").write_text("mine", encoding="utf-8")
+    assert merged_folder(of(own), said) == out and said.lines == []
+    monkeypatch.setattr(tunesmith, "__version__", "999")
+    merged_folder(of(own), said)
+    assert (out.with_name(f"{out.name}.old") / ".mine").exists()
+
+
 class Thing(Config):
     """Settings."""
 
@@ -193,6 +217,29 @@ def test_files_of_others(own: tuple[Path, Path], tmp_path: Path) -> None:
     record.record_of(place).unlink()
     assert made(target, progress=said).fresh and record.UNKNOWN in said.lines[-2]
     assert place.with_name(f"{place.name}.old1").exists()
+
+
+def test_what_lies_beside_a_changed_file_is_kept_with_it(own: tuple[Path, Path]) -> None:
+    """Its record, and whatever else the new one would bring along."""
+    target = of(own)
+    place = made(target).place
+    record_file = record.record_of(place)
+    place.write_text("changed", encoding="utf-8")
+    before = record_file.read_bytes()
+    made(target)
+    assert record_file.with_name(f"{record_file.name}.old").read_bytes() == before
+    assert place.with_name(f"{place.name}.old").read_text(encoding="utf-8") == "changed"
+
+
+def test_what_a_killed_command_finished_is_taken_only_when_made_from_the_same(own: tuple[Path, Path]) -> None:
+    """Whole in its hidden folder, of other settings: made anew, not given the name."""
+    target = of(own)
+    place = made(target).place
+    shutil.copytree(place.parent, again(place).parent)
+    said = Said()
+    assert made(target, 2, progress=said).report.checks["damp"] == 2
+    assert json.loads(place.read_text(encoding="utf-8"))[0] == 2
+    assert (record.read(place) or {})["made_from"]["settings"]["damp"] == 2
 
 
 def test_a_place_that_the_person_named_is_refused(own: tuple[Path, Path], tmp_path: Path) -> None:
