@@ -22,7 +22,7 @@ from model_fixtures import edit_json, make_adapter
 from tunesmith.config.base import Config, setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Silent
-from tunesmith.export import record
+from tunesmith.export import imatrix, record
 from tunesmith.export.base import LOCK, Report, again, partial_of
 from tunesmith.export.targets import hf
 from tunesmith.verbs.levels import Maker
@@ -339,6 +339,26 @@ def test_what_was_on_trial_is_known_by_its_record(own: tuple[Path, Path], tmp_pa
         maker.remove(level)
     assert [maker.place(level).exists() for level in ("q8_0", "q4_k_m", "q2_k")] == [False, True, True]
     assert not maker.place("q8_0").parent.exists()
+
+
+@pytest.mark.parametrize("kept", ["q4_k_m", "f16", None])
+def test_no_importance_matrix_is_left_alone(own: tuple[Path, Path], kept: str | None) -> None:
+    """Where a level was taken away its matrix would stand in the way of others: it goes beside the level that stays, or away."""
+    maker = Maker(of(own), plugin_of("gguf"), (), SILENT, trial=True)
+    for level in ("q2_k", *filter(None, [kept])):
+        maker.place(level).parent.mkdir()
+        maker.place(level).write_bytes(b"GGUF")
+        record.keep(maker.place(level), {}, {}, SILENT, trial=True)
+    left = maker.place("q2_k").parent / imatrix.NAME
+    entries = {"blk.0.ffn_up.weight": imatrix.Entry([[1.0, 2.0]], [1.0])}
+    imatrix.write(imatrix.Matrix(left, entries, 1, (), "a model and a text"))
+    maker.remove("q2_k")
+    if kept is not None:
+        maker.keep(kept)
+    assert left.is_file(), "until all is chosen other levels take it"
+    maker.tidy()
+    assert not left.parent.exists()
+    assert kept is None or (maker.place(kept).parent / imatrix.NAME).is_file() == (kept == "q4_k_m")
 
 
 def test_an_importance_matrix_counts_by_its_content(own: tuple[Path, Path], tmp_path: Path) -> None:
