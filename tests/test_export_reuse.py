@@ -219,6 +219,14 @@ def test_files_of_others(own: tuple[Path, Path], tmp_path: Path) -> None:
     assert place.with_name(f"{place.name}.old1").exists()
 
 
+def test_a_new_one_knows_what_was_written_beside_the_old(own: tuple[Path, Path]) -> None:
+    """So that a Modelfile that nobody changed is renewed in silence."""
+    target = of(own)
+    place = made(target).place
+    record.note_beside(place, {"Modelfile": "abc"})
+    assert made(target, 2).fresh and record.beside_of(place) == {"Modelfile": "abc"}
+
+
 def test_what_lies_beside_a_changed_file_is_kept_with_it(own: tuple[Path, Path]) -> None:
     """Its record, and whatever else the new one would bring along."""
     target = of(own)

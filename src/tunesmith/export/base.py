@@ -216,11 +216,11 @@ def exchange(place: Path, *, keep: bool) -> Path | None:
         if path != new and not path.name.startswith("."):
             there = place.with_name(path.name)
             if keep and there.exists():
-                _aside(there)
+                aside(there)
             remove(there)
             path.rename(there)
     if keep and place.exists():
-        kept = _aside(place)
+        kept = aside(place)
     old = place.with_name(f".{place.name}.old")
     if place.is_dir():
         remove(old)
@@ -232,7 +232,7 @@ def exchange(place: Path, *, keep: bool) -> Path | None:
     return kept
 
 
-def _aside(path: Path) -> Path:
+def aside(path: Path) -> Path:
     """Rename ``path`` to the first of .old, .old1 … that is free; returned."""
     kept = next(to for n in range(10_000) if not (to := path.with_name(f"{path.name}.old{n or ''}")).exists())
     return path.rename(kept)

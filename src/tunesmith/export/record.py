@@ -113,6 +113,19 @@ def difference(place: Path, made_from: Mapping[str, Any]) -> str | None:
     return changed(place)
 
 
+def beside_of(place: Path) -> dict[str, str]:
+    """SHA-256 of what was written beside the export ``place`` (Modelfile, card), by file name."""
+    found = (read(place) or {}).get("beside")
+    return found if isinstance(found, dict) else {}
+
+
+def note_beside(place: Path, written: Mapping[str, str]) -> None:
+    """Note the SHA-256 of files written beside ``place``; without a record there is nothing to note it in."""
+    record = read(place)
+    if record is not None and written.items() - beside_of(place).items():
+        write_json(record_of(place), record | {"beside": beside_of(place) | dict(written)})
+
+
 def on_trial(place: Path) -> bool:
     """Whether ``place`` was made to be looked at, and nobody has decided to keep it yet."""
     return bool((read(place) or {}).get("trial"))

@@ -18,7 +18,8 @@ from tunesmith.evaluate.quality_rules import size
 from tunesmith.export import imatrix
 from tunesmith.export.base import NotProvedError, remove
 from tunesmith.export.beside import beside, modelfile_beside
-from tunesmith.export.record import changed, on_trial, record_of, settle
+from tunesmith.export.fingerprint import sha256_of
+from tunesmith.export.record import beside_of, changed, on_trial, record_of, settle
 from tunesmith.verbs.calibration import calibration_rows
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.making import check_level, config_of, levels_of, named, place_of, tokens_wanted
@@ -135,7 +136,12 @@ class Maker:
         self._emptied[file.parent] = None
         if not on_trial(file):
             return
-        for path in (*beside(file).values(), file, record_of(file), modelfile_beside(file)):
+        written = beside_of(file)
+        for path in (*beside(file).values(), modelfile_beside(file)):  # but not what somebody changed by hand
+            renewed = written.get(path.name)
+            if renewed is None or not path.is_file() or sha256_of(path) == renewed:
+                path.unlink(missing_ok=True)
+        for path in (file, record_of(file)):
             path.unlink(missing_ok=True)
         if file.parent != self.out and not any(file.parent.iterdir()):
             file.parent.rmdir()

@@ -99,6 +99,7 @@ def taken_or_made(
         else:
             remove(new)  # whole, of an earlier command, and made from something else
             report = _made(new, parts, make, progress, trial)
+        record.note_beside(new, record.beside_of(place))
         kept = exchange(place, keep=record.changed(place, hidden=True) is not None)
     if kept is not None:
         progress.say(f"what was there is kept as {kept}")
