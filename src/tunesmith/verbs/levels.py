@@ -200,6 +200,8 @@ def make_levels(maker: Maker, levels: Sequence[str], quality: Quality, *, keep: 
         try:
             made = maker.make(level)
         except (UserError, OSError) as error:
+            if isinstance(error, NotProvedError) and error.source is not None:
+                raise
             words = error.message if isinstance(error, UserError) else str(error)
             quality.failed[level] = words.splitlines()[0]
             maker.progress.say(f"warning: {level} could not be made: {words}")
@@ -272,6 +274,8 @@ def for_size(maker: Maker, limit: int) -> GgufExport:
         try:
             made = maker.make(level)
         except NotProvedError as error:
+            if error.source is not None:
+                raise
             refuted = error
             maker.progress.say(f"warning: {error.message}; trying the next")
             maker.remove(level)
@@ -306,6 +310,8 @@ def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
             tried[level] = quality.divergence(made.file, level).mean_kl
             words = f"mean KL {tried[level]:.3g} on {text}"
         except NotProvedError as error:
+            if error.source is not None:
+                raise
             tried[level], words = float("inf"), error.message
             remove(error.place)
         except UserError as error:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.home import home
 from tunesmith.config.progress import Progress
+from tunesmith.export import record
+from tunesmith.export.base import NotProvedError, set_aside
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
@@ -82,21 +84,44 @@ def check_parity(
 ) -> list[Parity | None]:
     """Hop by hop on rows it was not trained on: the model as trained (base and what was learned) -> merged -> each GGUF in llama.cpp.
 
-    None stands for a file that could not be compared on this machine, which is said. Raises ExportError when a hop changes the model; a GGUF
-    that is refuted is renamed, so that nothing takes it for a proved one. ``evidence`` is filled.
+    None stands for a file that could not be compared on this machine, which is said. Raises ExportError when a hop changes the model; the
+    merged folder or GGUF that is refuted is renamed, so that nothing takes it for a proved one. ``evidence`` is filled.
     """
     evidence = evidence if evidence is not None else Evidence()
     found = []
-    left = list(made)
-    try:
-        reference, sequences = check_merge(target, made[0].merged, progress, rows=rows, evidence=evidence)
-        for one in made:
+    reference, sequences = check_kept_merge(target, made[0].merged, progress, rows=rows, evidence=evidence)
+    for one in made:
+        try:
             found.append(check_file(one.file, one.level, reference, sequences, progress, evidence=evidence))
-            left.remove(one)
-    except UserError as error:
-        failed = [one.file.replace(one.file.with_name(one.file.name + ".failed")) for one in left]
-        raise ExportError(error.message, hint=f"{error.hint or 'do not use it'}; kept as {failed[0]}") from error
+        except ExportError as error:
+            raise _put_aside(one.file, error) from error
     return found
+
+
+def check_kept_merge(
+    target: Target, folder: Path, progress: Progress, *, rows: int = 8, evidence: Evidence | None = None
+) -> tuple[Remembered | None, list[tuple[int, ...]]]:
+    """``check_merge`` of a folder that has its name; one that is refuted loses it, so that nothing takes it again. Raises NotProvedError."""
+    try:
+        return check_merge(target, folder, progress, rows=rows, evidence=evidence)
+    except MergeRefutedError as error:
+        if record.read(folder) is None:  # not made here
+            raise
+        raise _put_aside(folder, error) from error
+
+
+def _put_aside(place: Path, error: UserError) -> NotProvedError:
+    """Rename what is refuted, with its record; the error that says so."""
+    record_file = record.record_of(place)
+    aside = set_aside(place, place)
+    if record_file != place / record.NAME and record_file.exists():
+        record_file.replace(record.record_of(aside))
+    hint = f"{error.hint or 'do not use it'}; kept as {aside}"
+    return NotProvedError(error.message, hint=hint, place=aside)
+
+
+class MergeRefutedError(ExportError):
+    """The merged model answers otherwise than the one that was trained."""
 
 
 def check_file(
@@ -236,7 +261,7 @@ def check_merge(
         figures, bound = parity(trained, whole, sequences), MERGE_BOUND + trained.slack + whole.slack
         evidence.hops.append(Hop(hop, figures, bound, "; ".join(one.how for one in (trained, whole) if one.how)))
         if not figures.mean_kl <= bound:
-            raise ExportError(
+            raise MergeRefutedError(
                 f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
                 hint=f"rounding alone stays below a mean KL of {bound:g}; do not use this folder, remove it and export again",
             )
