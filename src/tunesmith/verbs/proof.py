@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.home import home
-from tunesmith.config.progress import Progress
+from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export import record
 from tunesmith.export.base import NotProvedError, set_aside
 from tunesmith.export.gguf_levels import LEVELS
+from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
 from tunesmith.verbs.opening import MORE, NoRoomError, Way, opened, ran_out_of_memory
@@ -233,7 +234,7 @@ def check_merge(
     from tunesmith.evaluate.parity import Remembered, parity
 
     evidence = evidence if evidence is not None else Evidence()
-    sequences = probe_tokens(target, folder, rows)
+    sequences = probe_tokens(target, folder, rows, progress)
     renderer = replace_folder(target, folder)
     keep = _place_for_distributions()
 
@@ -290,7 +291,20 @@ def _place_for_distributions() -> Path | None:
     return home()
 
 
-def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
+def kept_probes(run: RunFolder, progress: Progress) -> list[list[int]]:
+    """Rows as token ids that ``run`` kept to compare on; none, which is said, when its rows.json cannot be read."""
+    place = run.path / "rows.json"
+    if not place.is_file():
+        return []
+    try:
+        probes = json.loads(place.read_text(encoding="utf-8"))["probes"]
+        return [[int(token) for token in ids] for ids in probes]
+    except (OSError, ValueError, KeyError, TypeError):
+        progress.say(f"warning: {place} cannot be read: the rows that the run kept to compare on are left out")
+        return []
+
+
+def probe_tokens(target: Target, merged: Path, rows: int, progress: Progress = SILENT) -> list[tuple[int, ...]]:
     """Token sequences to compare on: those the run kept (held-out rows, else training rows), else a few of our own.
 
     They are kept with the run since its data may be gone by now.
@@ -298,11 +312,9 @@ def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...
     from tunesmith.data.example import Chat, Message
 
     run = target.run if target.learned is not None or not _new_tokens(target) else None  # its rows may hold new tokens
-    kept = run.path / "rows.json" if run is not None else None
-    if kept is not None and kept.is_file():
-        probes = json.loads(kept.read_text(encoding="utf-8"))["probes"][:rows]
-        if found := [tuple(ids[:LONGEST]) for ids in probes if len(ids) > 1]:
-            return found
+    kept = kept_probes(run, progress)[:rows] if run is not None else []
+    if found := [tuple(ids[:LONGEST]) for ids in kept if len(ids) > 1]:
+        return found
     pairs = [
         ("What is the capital of France?", "The capital of France is Paris."),
         ("你好，你是谁？", "你好！我是一个助手。"),
