@@ -9,7 +9,8 @@ import pytest
 
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import SILENT
-from tunesmith.export.beside import beside, modelfile_beside, write_beside
+from tunesmith.export import record
+from tunesmith.export.beside import beside, modelfile_beside, renew, write_beside
 from tunesmith.export.companions import copy_licences, front_matter, model_card
 from tunesmith.export.facts import hub_name, origin_of
 from tunesmith.export.tensor_files import read_header
@@ -159,3 +160,25 @@ def test_a_comparison_reads_all_names_before_it_opens_one(tmp_path: Path, monkey
     for models in ([str(tmp_path / "model"), "nosuch"], [str(tmp_path / "model"), "run:nosuch"]):
         with pytest.raises(UserError, match="nosuch"):
             compare.run_comparison(models, SILENT, prompts=["hello"])
+
+
+def test_what_was_changed_by_hand_is_kept(tmp_path: Path) -> None:
+    """Modelfile and card are renewed as long as they are as they were written, also when the GGUF is made again; else kept and told."""
+    file = tmp_path / "small-Q8_0.gguf"
+    file.write_bytes(b"GGUF")
+    record.keep(file, {}, {}, SILENT, trial=False)
+    place, content = tmp_path / "Modelfile", f"FROM ./{file.name}\n"
+    assert renew(file, place, content) is None and renew(file, place, content + "# two\n") is None
+    assert record.changed(file) is None and names(tmp_path) == {file.name, record.record_of(file).name, "Modelfile"}
+    place.write_text(content + "PARAMETER temperature 0\n", encoding="utf-8")
+    assert f"kept as {tmp_path / 'Modelfile.old'}" in str(renew(file, place, content))
+    assert place.read_text(encoding="utf-8") == content
+    assert (tmp_path / "Modelfile.old").read_text(encoding="utf-8") == content + "PARAMETER temperature 0\n"
+    base = tmp_path / "base"
+    base.mkdir()
+    prefixed = tmp_path / f"{file.stem}.README.md"
+    assert write_beside(file, base, CARD.format(file.name)) == []
+    assert write_beside(file, base, CARD.format(file.name) + "more") == []
+    prefixed.write_text(CARD.format(file.name) + "mine", encoding="utf-8")
+    assert f"{prefixed} was changed by hand" in write_beside(file, base, CARD.format(file.name))[0]
+    assert prefixed.with_name(f"{prefixed.name}.old").read_text(encoding="utf-8").endswith("mine")

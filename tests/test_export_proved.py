@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,15 @@ from model_fixtures import make_adapter
 from tunesmith.cli import main
 from tunesmith.config.errors import ExportError, Terminated
 from tunesmith.config.progress import SILENT, Silent
-from tunesmith.export.base import NotProvedError, partial_of
+from tunesmith.export import record
+from tunesmith.export.base import NotProvedError, partial_of, proved, whole_or_nothing
 from tunesmith.export.targets import gguf
 from tunesmith.verbs import export as verb
 from tunesmith.verbs import proof
 from tunesmith.verbs.export import Choice, export
+from tunesmith.verbs.levels import for_kl, for_size
 from tunesmith.verbs.making import make, plugin_of
+from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.targets import target_of
 
 
@@ -91,6 +95,66 @@ def test_a_gguf_is_compared_before_it_gets_its_name(tmp_path: Path) -> None:
     assert "so it is; the file that failed its proof is kept as" in str(caught.value.hint)
     assert [p.name for p in out.parent.iterdir()] == ["a.gguf.failed"]
     assert "warning: imatrix=mine.dat is not used: f16 is too exact for importances to matter" in lines
+
+
+def test_a_refuted_merge_loses_its_name(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the export that was made from it: nothing takes either again, and no other level is tried."""
+    monkeypatch.chdir(tmp_path)
+    target, plugin = target_of(f"{pair[0]}+{pair[1]}", SILENT), plugin_of("fp8")
+    merged = merged_folder(target, SILENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "MERGE_BOUND", -1.0)
+        with pytest.raises(NotProvedError, match="does not answer as the trained one does") as caught:
+            make(target, plugin, plugin.Config(), SILENT, out=tmp_path / "out")
+    assert caught.value.source == merged.with_name(f"{merged.name}.failed") and not merged.exists()
+    assert visible(tmp_path) == [f"{merged.name}.failed", "out.failed"]
+
+    def refuted(level: str) -> Any:
+        raise caught.value
+
+    maker: Any = SimpleNamespace(ladder=lambda: [("q2_k", 1), ("q8_0", 2)], make=refuted, progress=SILENT)
+    for choose in (lambda: for_size(maker, 9), lambda: for_kl(maker, SimpleNamespace(texts=[Path("x")]), 1.0)):
+        with pytest.raises(NotProvedError):
+            choose()  # type: ignore[no-untyped-call]
+    assert merged_folder(target, SILENT) == merged
+
+
+def test_only_the_file_that_is_refuted_is_renamed(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file taken again is compared once more: what breaks off before says nothing of it; refuted, its record goes with it."""
+    target, file = target_of(str(pair[0]), SILENT), tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF")
+    record.keep(file, {}, {}, SILENT, trial=False)
+    made: Any = SimpleNamespace(file=file, level="f16", merged=pair[0])
+
+    def raises(*_: Any, **__: Any) -> Any:
+        raise ExportError("so it is")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "check_merge", raises)
+        with pytest.raises(ExportError, match="so it is"):
+            proof.check_parity(target, [made], SILENT)
+    assert visible(tmp_path) == ["a.gguf", "a.gguf.made.json"] and record.changed(file) is None
+    monkeypatch.setattr(proof, "check_merge", lambda *_, **__: (None, [(1, 2)]))
+    monkeypatch.setattr(proof, "check_file", raises)
+    with pytest.raises(ExportError, match="so it is"):
+        proof.check_parity(target, [made], SILENT)
+    assert visible(tmp_path) == ["a.gguf.failed", "a.gguf.failed.made.json"]
+
+
+def test_a_comparison_that_breaks_off_keeps_what_was_made(tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+
+    def breaks(work: Path) -> dict[str, Any]:
+        raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError) as caught, whole_or_nothing(out) as work:
+        work.write_bytes(b"GGUF")
+        proved(breaks, work, out)
+    assert visible(tmp_path) == ["a.gguf.failed"] and "a.gguf.failed" in caught.value.__notes__[0]
 
 
 def test_stopped_it_says_what_is_kept(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

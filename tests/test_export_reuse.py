@@ -22,12 +22,14 @@ from model_fixtures import edit_json, make_adapter
 from tunesmith.config.base import Config, setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Silent
-from tunesmith.export import record
-from tunesmith.export.base import LOCK, Report, again, partial_of
+from tunesmith.export import imatrix, record
+from tunesmith.export.base import LOCK, Report, again, partial_of, proved, whole_or_nothing
+from tunesmith.export.fingerprint import of_folder
 from tunesmith.export.targets import hf
 from tunesmith.verbs.levels import Maker
 from tunesmith.verbs.making import Made, config_of, make, plugin_of
 from tunesmith.verbs.merged import merged_folder
+from tunesmith.verbs.taken import settings_of
 from tunesmith.verbs.targets import target_of
 
 
@@ -102,7 +104,11 @@ def test_a_merge_is_taken_only_when_made_from_the_same(
     alter, words = CHANGES[change]
     alter(*own, monkeypatch)
     said = Said()
-    assert merged_folder(of(own), said) == out
+    found = merged_folder(of(own), said)
+    if change in ("adapter", "alpha"):  # another adapter: a folder of its own
+        assert found != out and (out / "model.safetensors").stat().st_ino == before
+        out, words = found, ""
+    assert found == out
     assert ((out / "model.safetensors").stat().st_ino == before) is (change == "nothing")
     assert said.text == (f"{out} is made again: {words}" if words else "")
     fresh = hf.export(own[1], tmp_path / "fresh", hf.Config(), base=own[0]).out
@@ -113,17 +119,66 @@ def test_a_merge_is_taken_only_when_made_from_the_same(
 
 def test_a_folder_that_is_not_ours_is_kept(own: tuple[Path, Path], tmp_path: Path) -> None:
     """By hand, of an older version, or changed since: not taken, and not deleted."""
-    (tmp_path / "merged-adapter").mkdir()
-    (tmp_path / "merged-adapter" / "mine.txt").write_text("mine", encoding="utf-8")
+    out = tmp_path / f"merged-adapter-{of_folder(own[1])[:8]}"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine", encoding="utf-8")
     said = Said()
-    out = merged_folder(of(own), said)
+    assert merged_folder(of(own), said) == out
     assert "nothing tells what it was made from" in said.text and f"kept as {out}.old" in said.text
-    assert (tmp_path / "merged-adapter.old" / "mine.txt").read_text(encoding="utf-8") == "mine"
+    assert (tmp_path / f"{out.name}.old" / "mine.txt").read_text(encoding="utf-8") == "mine"
     (out / "config.json").write_text("{}", encoding="utf-8")
     assert merged_folder(of(own), said) == out
     assert "config.json was changed after it was made" in said.text
-    assert (tmp_path / "merged-adapter.old1" / "config.json").read_text(encoding="utf-8") == "{}"
+    assert (tmp_path / f"{out.name}.old1" / "config.json").read_text(encoding="utf-8") == "{}"
     assert record.changed(out) is None and (out / "config.json").stat().st_size > 2
+
+
+def test_two_adapters_of_one_folder_name(own: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each has its merged folder, and both stay."""
+    other = shutil.copytree(own[1], tmp_path / "other" / own[1].name)
+    edit_json(other / "adapter_config.json", lora_alpha=7)
+    first, second = merged_folder(of(own), SILENT), merged_folder(of((own[0], other)), SILENT)
+    assert first != second and record.changed(first) is record.changed(second) is None
+    assert merged_folder(of(own), SILENT) == first
+
+
+def test_a_merge_that_was_replaced_meanwhile_is_not_exported(own: tuple[Path, Path], tmp_path: Path) -> None:
+    plugin = thing()
+
+    def write(source: Path, out: Path, config: Thing, progress: Any, *, prove: Any) -> Report:
+        with whole_or_nothing(out) as work:
+            work.write_text("half of one, half of another", encoding="utf-8")
+            add_one(source / "model.safetensors", "mlp")
+            return Report(out, 1, proved(prove, work, out))
+
+    vars(plugin)["export"] = write
+    with pytest.raises(ExportError, match=r"while an export was made from it: model\.safetensors was changed"):
+        make(of(own), plugin, Thing(), SILENT, out=tmp_path / "a.thing")
+    assert not (tmp_path / "a.thing").exists() and (tmp_path / "a.thing.failed").exists()
+
+
+@pytest.mark.parametrize("name", ["my-eval.json", "model-00002-of-00002.safetensors", "own/notes.txt"])
+def test_a_file_that_was_added_is_kept(own: tuple[Path, Path], name: str) -> None:
+    """Weights that somebody put there are not taken for the export's, and a person's own file is not deleted with it."""
+    out = merged_folder(of(own), SILENT)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine", encoding="utf-8")
+    said = Said()
+    assert merged_folder(of(own), said) == out
+    assert said.lines == [
+        f"{out} is made again: {name} was added after it was made", f"what was there is kept as {out}.old",
+    ]  # fmt: skip
+    assert (out.with_name(f"{out.name}.old") / name).read_text(encoding="utf-8") == "mine"
+    assert not (out / name).exists() and record.changed(out) is None
+
+
+def test_a_hidden_file_changes_nothing_and_is_kept(own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, said = merged_folder(of(own), SILENT), Said()
+    (out / ".mine").write_text("mine", encoding="utf-8")
+    assert merged_folder(of(own), said) == out and said.lines == []
+    monkeypatch.setattr(tunesmith, "__version__", "999")
+    merged_folder(of(own), said)
+    assert (out.with_name(f"{out.name}.old") / ".mine").exists()
 
 
 class Thing(Config):
@@ -131,7 +186,7 @@ class Thing(Config):
 
     damp: int = setting(1, zh="阻尼", ge=0)
     """Not in the label."""
-    weights: str = setting("auto", zh="文件")
+    imatrix: str = setting("auto", zh="文件")
     """A word or a file."""
 
 
@@ -140,7 +195,7 @@ def thing(export: Callable[..., Report] | None = None, kind: str = ".thing") -> 
     plugin = ModuleType("tunesmith.export.targets.thing")
 
     def write(source: Path, out: Path, config: Thing, progress: Any, *, calibration: Any = None) -> Report:
-        text = json.dumps([config.damp, config.weights, calibration])
+        text = json.dumps([config.damp, config.imatrix, calibration])
         out.parent.mkdir(parents=True, exist_ok=True)
         if kind == "folder":
             out.mkdir()
@@ -155,7 +210,7 @@ def thing(export: Callable[..., Report] | None = None, kind: str = ".thing") -> 
 
 def made(target: Any, damp: int = 1, weights: str = "auto", *, kind: str = ".thing", **how: Any) -> Made:
     return make(
-        target, thing(kind=kind), Thing(damp=damp, weights=weights), how.pop("progress", SILENT), reuse=True, **how
+        target, thing(kind=kind), Thing(damp=damp, imatrix=weights), how.pop("progress", SILENT), reuse=True, **how
     )
 
 
@@ -172,13 +227,21 @@ def test_settings_files_and_text_count(own: tuple[Path, Path], tmp_path: Path) -
     moved = Path(shutil.move(file, tmp_path / "elsewhere"))
     assert not made(target, weights=str(moved)).fresh, "the same content at another place"
     moved.write_text("b", encoding="utf-8")
-    assert made(target, weights=str(moved), progress=said).fresh and "(weights)" in said.lines[-1]
+    assert made(target, weights=str(moved), progress=said).fresh and "(imatrix)" in said.lines[-1]
     plugin = thing()
     vars(plugin)["calibration"] = lambda config: 10
     for rows, fresh in (([(1, 2)], True), ([(1, 2)], False), ([(1, 3)], True)):
         given = {"calibration": rows}
         assert make(target, plugin, Thing(), said, reuse=True, given=given).fresh is fresh
     assert "its calibration text was another" in said.text
+
+
+def test_a_word_that_is_a_file_here_stays_a_word(own: tuple[Path, Path], tmp_path: Path) -> None:
+    """The folder the person stands in decides nothing."""
+    before = [settings_of(config_of(plugin_of("gguf"), (f"imatrix={word}",))) for word in ("auto", "off")]
+    for name in ("auto", "off", "f16", "ggml"):
+        (tmp_path / name).write_text("a file", encoding="utf-8")
+    assert [settings_of(config_of(plugin_of("gguf"), (f"imatrix={word}",))) for word in ("auto", "off")] == before
 
 
 def test_files_of_others(own: tuple[Path, Path], tmp_path: Path) -> None:
@@ -193,6 +256,37 @@ def test_files_of_others(own: tuple[Path, Path], tmp_path: Path) -> None:
     record.record_of(place).unlink()
     assert made(target, progress=said).fresh and record.UNKNOWN in said.lines[-2]
     assert place.with_name(f"{place.name}.old1").exists()
+
+
+def test_a_new_one_knows_what_was_written_beside_the_old(own: tuple[Path, Path]) -> None:
+    """So that a Modelfile that nobody changed is renewed in silence."""
+    target = of(own)
+    place = made(target).place
+    record.note_beside(place, {"Modelfile": "abc"})
+    assert made(target, 2).fresh and record.beside_of(place) == {"Modelfile": "abc"}
+
+
+def test_what_lies_beside_a_changed_file_is_kept_with_it(own: tuple[Path, Path]) -> None:
+    """Its record, and whatever else the new one would bring along."""
+    target = of(own)
+    place = made(target).place
+    record_file = record.record_of(place)
+    place.write_text("changed", encoding="utf-8")
+    before = record_file.read_bytes()
+    made(target)
+    assert record_file.with_name(f"{record_file.name}.old").read_bytes() == before
+    assert place.with_name(f"{place.name}.old").read_text(encoding="utf-8") == "changed"
+
+
+def test_what_a_killed_command_finished_is_taken_only_when_made_from_the_same(own: tuple[Path, Path]) -> None:
+    """Whole in its hidden folder, of other settings: made anew, not given the name."""
+    target = of(own)
+    place = made(target).place
+    shutil.copytree(place.parent, again(place).parent)
+    said = Said()
+    assert made(target, 2, progress=said).report.checks["damp"] == 2
+    assert json.loads(place.read_text(encoding="utf-8"))[0] == 2
+    assert (record.read(place) or {})["made_from"]["settings"]["damp"] == 2
 
 
 def test_a_place_that_the_person_named_is_refused(own: tuple[Path, Path], tmp_path: Path) -> None:
@@ -256,13 +350,15 @@ with FileLock(sys.argv[1]):
 
 
 @pytest.mark.parametrize("kind", ["resumed", "replaced"])
-def test_another_process_is_at_work(own: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_another_process_is_at_work(
+    own: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """Half of a merge that another process goes on with, and a place that another process replaces: both are left alone."""
-    target, out = of(own), tmp_path / "merged-adapter"
+    target, out = of(own), tmp_path / f"merged-adapter-{of_folder(own[1])[:8]}"
     lock = partial_of(out) / LOCK
     if kind == "replaced":
         merged_folder(target, SILENT)
-        edit_json(own[1] / "adapter_config.json", lora_alpha=7)
+        monkeypatch.setattr(tunesmith, "__version__", "999")
         lock = tmp_path / f".{out.name}.again.lock"
     lock.parent.mkdir(exist_ok=True)
     (lock.parent / "half").write_text("half", encoding="utf-8")
@@ -292,6 +388,26 @@ def test_what_was_on_trial_is_known_by_its_record(own: tuple[Path, Path], tmp_pa
         maker.remove(level)
     assert [maker.place(level).exists() for level in ("q8_0", "q4_k_m", "q2_k")] == [False, True, True]
     assert not maker.place("q8_0").parent.exists()
+
+
+@pytest.mark.parametrize("kept", ["q4_k_m", "f16", None])
+def test_no_importance_matrix_is_left_alone(own: tuple[Path, Path], kept: str | None) -> None:
+    """Where a level was taken away its matrix would stand in the way of others: it goes beside the level that stays, or away."""
+    maker = Maker(of(own), plugin_of("gguf"), (), SILENT, trial=True)
+    for level in ("q2_k", *filter(None, [kept])):
+        maker.place(level).parent.mkdir()
+        maker.place(level).write_bytes(b"GGUF")
+        record.keep(maker.place(level), {}, {}, SILENT, trial=True)
+    left = maker.place("q2_k").parent / imatrix.NAME
+    entries = {"blk.0.ffn_up.weight": imatrix.Entry([[1.0, 2.0]], [1.0])}
+    imatrix.write(imatrix.Matrix(left, entries, 1, (), "a model and a text"))
+    maker.remove("q2_k")
+    if kept is not None:
+        maker.keep(kept)
+    assert left.is_file(), "until all is chosen other levels take it"
+    maker.tidy()
+    assert not left.parent.exists()
+    assert kept is None or (maker.place(kept).parent / imatrix.NAME).is_file() == (kept == "q4_k_m")
 
 
 def test_an_importance_matrix_counts_by_its_content(own: tuple[Path, Path], tmp_path: Path) -> None:

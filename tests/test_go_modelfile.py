@@ -57,16 +57,16 @@ def test_what_the_format_cannot_hold_is_left_out_and_said(tmp_path: Path) -> Non
     whole = Modelfile(
         "./m.gguf", template="{{ .Prompt }}", system="你好\u3000。", license="©\u00a02026", parameters={"top_k": 5}
     )
-    left_out = write_modelfile(place, whole, said)
+    left_out = write_modelfile(place, whole, said, place)
     assert [line.split()[0] for line in left_out] == ["LICENSE", "SYSTEM"] and len(said.lines) == 2
     text = place.read_text(encoding="utf-8")
     assert text.startswith("# LICENSE holds the character U+00A0") and "# SYSTEM holds" in text
     assert parse(text) == replace(whole, system=None, license=None)
     assert (
-        write_modelfile(place, replace(whole, license="MIT"), said) == left_out[1:]
+        write_modelfile(place, replace(whole, license="MIT"), said, place) == left_out[1:]
         and parse(place.read_text()).license == "MIT"
     )
-    assert write_modelfile(place, replace(whole, license=None, system="x"), said) == ()
+    assert write_modelfile(place, replace(whole, license=None, system="x"), said, place) == ()
 
 
 class Said(Silent):

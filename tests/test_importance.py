@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def test_old_file(tmp_path: Path) -> None:
 
 
 def test_what_the_setting_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """off: none. auto: computed once for a model and a text, taken again for the same, and never in place of another's."""
+    """off: none. auto: computed once for a model and a text, taken again for the same, computed again for another, and somebody's own file stays."""
     from tunesmith.export import gguf_plan, importance
 
     source, out = tmp_path / "model", tmp_path / "out" / "m.gguf"
@@ -243,6 +244,12 @@ def test_what_the_setting_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (
         computed == [1] and first.chunks == 1 and first.covered == {"blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"}
     )
-    with pytest.raises(ExportError, match="another model or text"):
-        asked("auto", ROWS[:1])
-    assert asked(str(first.file), ROWS[:1]) is not None
+    other = asked("auto", ROWS[:1])
+    assert other is not None and other.made_from != first.made_from and computed == [1, 1]
+    assert asked(str(first.file), ROWS) is not None
+    imatrix.write(replace(some(out.parent / "theirs.gguf"), made_from=""))
+    (out.parent / "theirs.gguf").replace(first.file)
+    before = first.file.read_bytes()
+    with pytest.raises(ExportError, match="no export computed it"):
+        asked("auto", ROWS)
+    assert first.file.read_bytes() == before and not imatrix.is_ours(first.file)

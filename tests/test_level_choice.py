@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tunesmith.cli import app
 from tunesmith.config.errors import UserError
 from tunesmith.config.progress import SILENT
+from tunesmith.export.base import NotProvedError
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.verbs import export as verb
 from tunesmith.verbs.levels import FULL, PASSED_OVER, for_kl, for_size
@@ -32,8 +33,8 @@ class Shelf:
     progress = SILENT
     texts = (SimpleNamespace(name="own data"),)
 
-    def __init__(self, factor: float = 1.0) -> None:
-        self.factor = factor
+    def __init__(self, factor: float = 1.0, errors: dict[str, UserError] | None = None) -> None:
+        self.factor, self.errors = factor, errors or {}
         self.made: list[str] = []
         self.there: set[str] = set()
 
@@ -42,14 +43,20 @@ class Shelf:
 
     def make(self, level: str) -> Any:
         self.made.append(level)
+        if level in self.errors:
+            raise self.errors[level]
         self.there.add(level)
         return SimpleNamespace(level=level, file=level, report=SimpleNamespace(bytes=int(BYTES[level] * self.factor)))
 
     def remove(self, level: str) -> None:
-        self.there.remove(level)
+        if level not in self.errors:
+            self.there.remove(level)
 
     def keep(self, level: str) -> None:
         assert level in self.there
+
+    def tidy(self) -> None:
+        """Nothing lies beside these."""
 
     def divergence(self, file: Any, level: str) -> Any:
         return SimpleNamespace(mean_kl=0.0 if level in FULL else LEVELS[level].usual_kl)
@@ -89,6 +96,36 @@ def test_nothing_is_within_less_than_nothing() -> None:
     with pytest.raises(UserError, match="no level stays within a mean KL of -1 on own data") as caught:
         for_kl(shelf, shelf, -1)
     assert "the best is f16 with 0" in str(caught.value) and shelf.there == set()
+
+
+def test_what_cannot_be_made_is_passed_over_and_chooses_nothing(tmp_path: Path) -> None:
+    """An error says nothing of a level's damage: the level that is chosen is the one that is chosen without it, and it is told."""
+    asked_first = (shelf := Shelf()) and for_kl(shelf, shelf, 10.0) and shelf.made[0]  # type: ignore[arg-type]
+    broken: Any = Shelf(errors={asked_first: UserError("the converter stopped")})
+    lines: list[str] = []
+    broken.progress = SimpleNamespace(say=lines.append)
+    assert for_kl(broken, broken, 10.0).level == broken.ladder()[0][0]
+    assert f"warning: {asked_first} is passed over: the converter stopped" in lines
+    assert "the smallest of those that could be made" in lines[-1]
+    nothing: Any = Shelf(errors={name: UserError(f"no room for {name}") for name in NAMES})
+    with pytest.raises(UserError, match="no room for"):
+        for_kl(nothing, nothing, 10.0)
+
+
+def test_what_fails_its_proof_is_not_taken(tmp_path: Path) -> None:
+    """For a bound it is not within, and taken away; for a size the next one is tried."""
+    failed = tmp_path / "x.failed"
+    failed.write_bytes(b"GGUF")
+    errors: dict[str, UserError] = {name: NotProvedError(f"{name} answers otherwise", "", failed) for name in NAMES}
+    shelf: Any = Shelf(errors={"q6_k": errors["q6_k"]})
+    chosen = for_size(shelf, BYTES["q6_k"])
+    assert BYTES[chosen.level] == max(size for name, size in BYTES.items() if size <= BYTES["q6_k"] and name != "q6_k")
+    with pytest.raises(NotProvedError, match="answers otherwise"):
+        for_size(nothing := Shelf(errors=errors), 10**9)  # type: ignore[arg-type]
+    assert len(nothing.made) == len(NAMES) and failed.exists()
+    with pytest.raises(UserError, match="no level stays within"):
+        for_kl(nothing, nothing, 10.0)  # type: ignore[arg-type]
+    assert not failed.exists()
 
 
 class Asked(Exception):

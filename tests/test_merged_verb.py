@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import learned_runs
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT
 from tunesmith.runs.folder import RunFolder
-from tunesmith.verbs import making, merged, proof
+from tunesmith.verbs import deploy_adapter, making, merged, proof
 from tunesmith.verbs.export import export
 from tunesmith.verbs.targets import target_of
 
@@ -95,3 +97,17 @@ def test_larger_than_memory(run: RunFolder, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(devices, "memory", lambda _: devices.Memory(0, 1000, 0, 1000))
     _, said = export(str(run.path), "hf", SILENT, out=tmp_path / "out")
     assert any(line.startswith("answer: not asked: in fp32 it needs") for line in said)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"probes": 3}', '{"probes": [["a"]]}'])
+def test_rows_that_cannot_be_read_are_left_out(run: RunFolder, tmp_path: Path, text: str) -> None:
+    """A damaged rows.json is told, and other rows are compared."""
+    target = target_of(str(run.path), SILENT)
+    copy = RunFolder(tmp_path)
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    lines: list[str] = []
+    said: Any = SimpleNamespace(say=lines.append)
+    found = proof.probe_tokens(replace(target, run=copy), target.base.folder, 8, said)
+    assert len(found) == 2 and lines[0].startswith(f"warning: {tmp_path / 'rows.json'} cannot be read")
+    assert deploy_adapter._rows_of(replace(target, run=copy), said) == []
+    assert proof.probe_tokens(target, target.base.folder, 8) != found

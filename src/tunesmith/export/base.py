@@ -181,15 +181,20 @@ def proved(prove: Callable[[Path], dict[str, Any]], work: Path, out: Path) -> di
             f"{home_of(out)} was not made: {error.message.replace(str(work), str(place))}",
             hint=f"{f'{error.hint}; ' if error.hint else ''}the {what} that failed its proof is kept as {place}; do not use it, and remove it",
             place=place,
+            source=error.place if isinstance(error, NotProvedError) else None,
         ) from error
+    except Exception as error:  # nobody foresaw it: hours of work are not thrown away for that
+        error.add_note(f"what was made is whole, was not proved and is kept as {set_aside(work, out)}")
+        raise
 
 
 class NotProvedError(ExportError):
-    """An export that is complete, but answers otherwise than what it was made from. It lies in ``place``."""
+    """An export that is complete, but answers otherwise than what it was made from. It lies in ``place``; ``source``: where the model lies
+    that it was made from, when that one is what is wrong: no other export of it is any better."""
 
-    def __init__(self, message: str, hint: str, place: Path) -> None:
+    def __init__(self, message: str, hint: str, place: Path, source: Path | None = None) -> None:
         super().__init__(message, hint)
-        self.place = place
+        self.place, self.source = place, source
 
 
 def again(out: Path) -> Path:
@@ -221,11 +226,11 @@ def exchange(place: Path, *, keep: bool) -> Path | None:
         if path != new and not path.name.startswith("."):
             there = place.with_name(path.name)
             if keep and there.exists():
-                _aside(there)
+                aside(there)
             remove(there)
             path.rename(there)
     if keep and place.exists():
-        kept = _aside(place)
+        kept = aside(place)
     old = place.with_name(f".{place.name}.old")
     if place.is_dir():
         remove(old)
@@ -237,7 +242,7 @@ def exchange(place: Path, *, keep: bool) -> Path | None:
     return kept
 
 
-def _aside(path: Path) -> Path:
+def aside(path: Path) -> Path:
     """Rename ``path`` to the first of .old, .old1 … that is free; returned."""
     kept = next(to for n in range(10_000) if not (to := path.with_name(f"{path.name}.old{n or ''}")).exists())
     return path.rename(kept)

@@ -6,10 +6,14 @@ for all of them, so there each carries the file's name in front (``small-Q8_0.LI
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from tunesmith.config.files import write_atomic
+from tunesmith.export import record
+from tunesmith.export.base import aside
 from tunesmith.export.companions import front_matter
+from tunesmith.export.fingerprint import sha256_of
 from tunesmith.hub.licences import is_licence, licence_files
 
 CARD = "README.md"
@@ -18,16 +22,30 @@ ALSO = ("imatrix.gguf", "quality")
 """What exports put into the folder of a file besides."""
 
 
+def renew(file: Path, place: Path, content: str) -> str | None:
+    """Write ``content`` to ``place`` beside the export ``file``. What somebody changed there by hand is kept as NAME.old; said in words.
+
+    What we wrote is known by its SHA-256 in the record of ``file``.
+    """
+    data, said = content.encode(), None
+    digest = hashlib.sha256(data).hexdigest()
+    if place.is_file() and sha256_of(place) not in (digest, record.beside_of(file).get(place.name)):
+        said = f"{place} was changed by hand: that is kept as {aside(place)}, and it was written anew"
+    write_atomic(place, data)
+    record.note_beside(file, {place.name: digest})
+    return said
+
+
 def write_beside(file: Path, base: Path, card: str) -> list[str]:
     """The text ``card`` and the licences of the model folder ``base`` beside ``file``. Returns, in words, what was not written because
-    something of others has its name."""
+    something of others has its name, and what was kept of an older card (``renew``)."""
     prefix = _prefix(file)
     left = []
     place = file.parent / f"{prefix}{CARD}"
     if place.exists() and not _is_card(place, file):
         left.append(f"{place} is no card of {file.name} and stays as it is; no model card was written")
-    else:
-        write_atomic(place, card)
+    elif said := renew(file, place, card):
+        left.append(said)
     for licence in licence_files(base):
         place = file.parent / f"{prefix}{licence.name}"
         content = licence.read_bytes()
@@ -67,7 +85,7 @@ def _prefix(file: Path) -> str:
 
 
 def _is_its(path: Path, file: Path) -> bool:
-    known = path.name.startswith((".", file.stem)) or path.name in ALSO
+    known = path.name.startswith((".", file.stem, f"{MODELFILE}.old")) or path.name in ALSO
     return known or (path.name == MODELFILE and _serves(path, file))
 
 

@@ -79,7 +79,7 @@ def for_export(
     *, known: Path | None = None,
 ) -> Matrix | None:  # fmt: skip
     """What ``imatrix: auto | off | PATH`` means for this export; ``auto`` computes and keeps it beside ``out``, or takes ``known`` if that
-    was computed from this model and text. Raises ExportError."""
+    was computed from this model and text. One that an export computed from something else is replaced. Raises ExportError."""
     if wanted == "off":
         return None
     if wanted != "auto":
@@ -91,21 +91,33 @@ def for_export(
     file, made_from = out.parent / NAME, _made_from(source, rows)
     if known is not None and known.is_file() and (there := read(known)).made_from == made_from:
         return there
-    if file.exists():
-        if read(file).made_from == made_from:
-            progress.say(f"taking the importance matrix in {file}, computed from this model and text before")
-            return read(file)
+    old = read(file) if file.exists() else None
+    if old is not None and old.made_from == made_from:
+        progress.say(f"taking the importance matrix in {file}, computed from this model and text before")
+        return old
+    if old is not None and not old.made_from:
         raise ExportError(
-            f"{file} exists already and was computed from another model or text",
+            f"{file} exists already, and no export computed it",
             hint=f"remove it, choose another --out, or use it as it is: imatrix={file}",
         )
+    if old is not None:
+        progress.say(f"{file} was computed from another model or text: it is computed again and replaced")
     from tunesmith.export.gguf_plan import outline
     from tunesmith.export.importance import collect
 
     entries = collect(source, rows, outline(source, log), progress)
     tokens = sum(map(len, rows))
+    file.unlink(missing_ok=True)
     write(Matrix(file, entries, -(-tokens // CHUNK), (f"{len(rows)} calibration rows",), made_from))
     return read(file)
+
+
+def is_ours(file: Path) -> bool:
+    """Whether an export computed ``file`` (``imatrix=auto``)."""
+    try:
+        return bool(read(file).made_from)
+    except ExportError:
+        return False
 
 
 def write(matrix: Matrix) -> None:

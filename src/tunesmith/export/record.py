@@ -71,8 +71,11 @@ def read(place: Path) -> dict[str, Any] | None:
     return found if whole else None
 
 
-def changed(place: Path) -> str | None:
-    """Why ``place`` is not as its record says, in words; None when every file is what it was."""
+def changed(place: Path, *, hidden: bool = False) -> str | None:
+    """Why ``place`` is not as its record says, in words; None when every file is what it was and nothing was put there.
+
+    ``hidden``: whether a hidden file that was added counts (a file manager's own): nothing reads it, but it may be somebody's.
+    """
     record = read(place)
     if record is None:
         return UNKNOWN
@@ -87,6 +90,9 @@ def changed(place: Path) -> str | None:
             same = entry.get("sha256") == sha256_of(path)
         if not same:
             return f"{name} was changed after it was made"
+    for name in there:
+        if name not in record["files"] and (hidden or not any(part.startswith(".") for part in name.split("/"))):
+            return f"{name} was added after it was made"
     return None
 
 
@@ -105,6 +111,19 @@ def difference(place: Path, made_from: Mapping[str, Any]) -> str | None:
         if names:
             return f"{words} ({', '.join(_step(name, before.get(name), after.get(name)) for name in names)})"
     return changed(place)
+
+
+def beside_of(place: Path) -> dict[str, str]:
+    """SHA-256 of what was written beside the export ``place`` (Modelfile, card), by file name."""
+    found = (read(place) or {}).get("beside")
+    return found if isinstance(found, dict) else {}
+
+
+def note_beside(place: Path, written: Mapping[str, str]) -> None:
+    """Note the SHA-256 of files written beside ``place``; without a record there is nothing to note it in."""
+    record = read(place)
+    if record is not None and written.items() - beside_of(place).items():
+        write_json(record_of(place), record | {"beside": beside_of(place) | dict(written)})
 
 
 def on_trial(place: Path) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.config.files import write_atomic
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_rules import number, percent, size
 from tunesmith.export.adapters import CONFIG
@@ -113,13 +112,13 @@ def adapter_modelfile(
     content, reason = modelfile_of(renderer, target, target.base.folder, on or NO_BASE, adds_bos)
     content = replace(content, adapters=(f"./{file.name}",))
     place = modelfile_beside(file)
-    write_modelfile(place, content, progress)
+    head = ""
     if on is None:
         base = (
             hub_name(None, read_json(target.base.folder / "config.json"), target.base.folder) or target.base.folder.name
         )
         head = f"# In place of {NO_BASE}: the name that {base} has in Ollama (`ollama list`); the adapter works on no other model.\n"
-        write_atomic(place, head + place.read_text(encoding="utf-8"))
+    write_modelfile(place, content, progress, file, head)
     return place, content, reason
 
 

@@ -130,7 +130,7 @@ def _export(
     try:
         made = gguf(target, progress, level=level, reuse=True, reference=reference)
     except NotProvedError as error:
-        merged, file = merged_folder(target, progress), error.place
+        merged, file = error.source or merged_folder(target, progress), error.place
         content, reason = modelfile_for(target, merged, file)
         made = GgufExport(
             level, file, modelfile_beside(file), merged, content, reason, Report(file, file.stat().st_size)

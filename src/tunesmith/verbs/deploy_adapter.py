@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from tunesmith.verbs.beside import accompany, adapter_modelfile
 from tunesmith.verbs.deploy import check_address
 from tunesmith.verbs.merged import TARGETS, slug
 from tunesmith.verbs.opening import room_to_ask
+from tunesmith.verbs.proof import kept_probes
 from tunesmith.verbs.stopping import in_words, kept_in
 from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of, target_of
@@ -119,7 +119,7 @@ def export_adapter(target: Target, on: str, level: str, progress: Progress) -> A
     plugin = load_plugin(TARGETS, "gguf_adapter")
     parent = target.run.artifacts if target.run is not None else Path.cwd()
     file = parent / f"gguf-adapter-{level}-{target.learned.name}" / f"{slug(target)}-adapter.gguf"
-    learned, rows, config = target.learned, _rows_of(target), plugin.Config(level=level)
+    learned, rows, config = target.learned, _rows_of(target, progress), plugin.Config(level=level)
 
     def make(out: Path) -> Report:
         report: Report = plugin.export(learned, out, config, progress, base=target.base.folder, probes=rows)
@@ -137,12 +137,9 @@ def _fields(content: Modelfile) -> dict[str, Any]:
     return {name: getattr(content, name) for name in content.__dataclass_fields__}
 
 
-def _rows_of(target: Target) -> list[list[int]]:
+def _rows_of(target: Target, progress: Progress) -> list[list[int]]:
     """Rows that the run kept for comparisons; none for adapters that are no run's."""
-    kept = target.run.path / "rows.json" if target.run is not None else None
-    if kept is None or not kept.is_file():
-        return []
-    return [list(ids) for ids in json.loads(kept.read_text(encoding="utf-8"))["probes"][:8]]
+    return kept_probes(target.run, progress)[:8] if target.run is not None else []
 
 
 def _trained_answers(target: Target, made: AdapterExport, progress: Progress) -> list[Asked]:

@@ -166,6 +166,7 @@ def _several(maker: Maker, levels: Sequence[str], choice: Choice) -> tuple[Path,
                 maker.remove(level)
         for level in levels:  # also where an export of another call is what is recommended
             maker.keep(level)
+        maker.tidy()
     for file in filter(Path.is_file, map(maker.place, levels)):
         accompany(maker.target, file, maker.progress)  # now with its figures
     place = next(

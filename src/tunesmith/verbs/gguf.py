@@ -10,10 +10,9 @@ from typing import Any
 
 from tunesmith.config.base import Config
 from tunesmith.config.errors import ExportError
-from tunesmith.config.files import write_atomic
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
-from tunesmith.export.beside import modelfile_beside
+from tunesmith.export.beside import modelfile_beside, renew
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.hub.licences import licence_files, text_of
 from tunesmith.runs.folder import RunFolder
@@ -70,7 +69,7 @@ def gguf(
     assert made.merged is not None
     content, reason = modelfile_for(target, made.merged, made.place)
     place = modelfile_beside(made.place)
-    left_out = write_modelfile(place, content, progress)
+    left_out = write_modelfile(place, content, progress, made.place)
     accompany(target, made.place, progress)
     return GgufExport(
         str(getattr(config, "level", level)),
@@ -85,8 +84,8 @@ def gguf(
     )
 
 
-def write_modelfile(place: Path, content: Modelfile, progress: Progress) -> tuple[str, ...]:
-    """Write the file. A licence or system prompt that its format cannot hold is left out of it; returned, said and noted in it in words.
+def write_modelfile(place: Path, content: Modelfile, progress: Progress, file: Path, head: str = "") -> tuple[str, ...]:
+    """Write the Modelfile of the GGUF ``file``, ``head`` first; one that was changed by hand is kept (``export.beside.renew``). A licence or system prompt that its format cannot hold is left out of it; returned, said and noted in it in words.
 
     A server that is told over the network gets both whole.
     """
@@ -107,7 +106,8 @@ def write_modelfile(place: Path, content: Modelfile, progress: Progress) -> tupl
         content = replace(content, system=None)
     for line in left_out:
         progress.say(f"{place.name}: {line}")
-    write_atomic(place, "".join(f"# {line}\n" for line in left_out) + content.render())
+    if said := renew(file, place, head + "".join(f"# {line}\n" for line in left_out) + content.render()):
+        progress.say(said)
     return tuple(left_out)
 
 

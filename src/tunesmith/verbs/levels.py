@@ -15,9 +15,11 @@ from tunesmith.config.base import Config
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import Progress
 from tunesmith.evaluate.quality_rules import size
+from tunesmith.export import imatrix
 from tunesmith.export.base import NotProvedError, remove
 from tunesmith.export.beside import beside, modelfile_beside
-from tunesmith.export.record import changed, on_trial, record_of, settle
+from tunesmith.export.fingerprint import sha256_of
+from tunesmith.export.record import beside_of, changed, on_trial, record_of, settle
 from tunesmith.verbs.calibration import calibration_rows
 from tunesmith.verbs.gguf import GgufExport, gguf
 from tunesmith.verbs.making import check_level, config_of, levels_of, named, place_of, tokens_wanted
@@ -84,6 +86,8 @@ class Maker:
     data: str | None = None
     trial: bool = False
     given: dict[str, Any] = field(default_factory=dict)
+    _emptied: dict[Path, None] = field(default_factory=dict)
+    _kept: Path | None = None
 
     @cached_property
     def reference(self) -> MergedReference:
@@ -129,16 +133,39 @@ class Maker:
     def remove(self, level: str) -> None:
         """Take away a level's file that was made on trial, also by an earlier call; any other stays."""
         file = self.place(level)
+        self._emptied[file.parent] = None
         if not on_trial(file):
             return
-        for path in (*beside(file).values(), file, record_of(file), modelfile_beside(file)):
+        written = beside_of(file)
+        for path in (*beside(file).values(), modelfile_beside(file)):  # but not what somebody changed by hand
+            renewed = written.get(path.name)
+            if renewed is None or not path.is_file() or sha256_of(path) == renewed:
+                path.unlink(missing_ok=True)
+        for path in (file, record_of(file)):
             path.unlink(missing_ok=True)
         if file.parent != self.out and not any(file.parent.iterdir()):
             file.parent.rmdir()
 
     def keep(self, level: str) -> None:
         """A level's file stays."""
-        settle(self.place(level))
+        place = self.place(level)
+        settle(place)
+        if place.is_file() and tokens_wanted(self.plugin, self.config(level)):
+            self._kept = place.parent
+
+    def tidy(self) -> None:
+        """When all is chosen: an importance matrix of ours goes beside the level that was kept, none stays where no file is left."""
+        for folder in self._emptied:
+            matrix = folder / imatrix.NAME
+            if not folder.is_dir() or any(p.suffix == ".gguf" and p != matrix for p in folder.iterdir()):
+                continue
+            if matrix.is_file() and imatrix.is_ours(matrix):
+                if self._kept is None or (self._kept / imatrix.NAME).exists():
+                    matrix.unlink()
+                else:
+                    matrix.rename(self._kept / imatrix.NAME)
+            if folder != self.out and not any(folder.iterdir()):
+                folder.rmdir()
 
     def ladder(self, source: Path | None = None) -> list[tuple[str, int]]:
         """Levels to choose from with their estimated bytes, smallest first; those that this model cannot have fall out."""
@@ -173,6 +200,8 @@ def make_levels(maker: Maker, levels: Sequence[str], quality: Quality, *, keep: 
         try:
             made = maker.make(level)
         except (UserError, OSError) as error:
+            if isinstance(error, NotProvedError) and error.source is not None:
+                raise
             words = error.message if isinstance(error, UserError) else str(error)
             quality.failed[level] = words.splitlines()[0]
             maker.progress.say(f"warning: {level} could not be made: {words}")
@@ -237,29 +266,40 @@ def _none_fits(limit: int, ladder: Sequence[tuple[str, int]]) -> UserError:
 
 
 def for_size(maker: Maker, limit: int) -> GgufExport:
-    """The finest level whose file has at most ``limit`` bytes. Raises UserError that names the smallest possible."""
-    ladder = maker.ladder()
+    """The finest level whose file has at most ``limit`` bytes and that is proved. Raises UserError that names the smallest possible."""
+    ladder, refuted = maker.ladder(), None
     fitting = [level for level, estimate in reversed(ladder) if estimate <= limit]
     for level in fitting:
         maker.progress.say(f"{level}: about {size(dict(ladder)[level])}, within {size(limit)}")
-        made = maker.make(level)
+        try:
+            made = maker.make(level)
+        except NotProvedError as error:
+            if error.source is not None:
+                raise
+            refuted = error
+            maker.progress.say(f"warning: {error.message}; trying the next")
+            maker.remove(level)
+            continue
         if made.report.bytes <= limit:
             maker.keep(level)
+            maker.tidy()
             return made
         maker.progress.say(f"{level} came out larger ({size(made.report.bytes)}); trying the next")
         maker.remove(level)
-    raise _none_fits(limit, ladder)
+    maker.tidy()
+    raise refuted or _none_fits(limit, ladder)
 
 
 def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
     """The smallest level whose mean KL on the first text is at most ``bound`` nats, by bisection over the levels by size.
 
-    The level below it in size was measured too, and is not within. Levels that were tried and not taken are removed. Raises
-    UserError that names the best that was reached.
+    The level below it in size was measured too, and is not within. Levels that were tried and not taken are removed; one that could not be
+    made is told and left out: nothing follows from it for the others. Raises UserError that names the best that was reached.
     """
     ladder = [level for level, _ in maker.ladder()]
     text = quality.texts[0].name
     tried: dict[str, float] = {}
+    passed: dict[str, UserError] = {}
     low, high = 0, len(ladder)  # everything before low is not within, high is within (or the end)
     best: GgufExport | None = None
     while low < high:
@@ -269,10 +309,18 @@ def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
             made = maker.make(level)
             tried[level] = quality.divergence(made.file, level).mean_kl
             words = f"mean KL {tried[level]:.3g} on {text}"
+        except NotProvedError as error:
+            if error.source is not None:
+                raise
+            tried[level], words = float("inf"), error.message
+            remove(error.place)
         except UserError as error:
-            tried[level], words = float("inf"), f"could not be made: {error.message}"
-            if isinstance(error, NotProvedError):
-                remove(error.place)
+            passed[level] = error
+            maker.progress.say(f"warning: {level} is passed over: {error.message}")
+            maker.remove(level)
+            del ladder[middle]
+            high -= 1
+            continue
         within = tried[level] <= bound
         maker.progress.say(f"{level}: {words}, {'within' if within else 'not within'} {bound:g}")
         if within:
@@ -282,9 +330,17 @@ def for_kl(maker: Maker, quality: Quality, bound: float) -> GgufExport:
         else:
             maker.remove(level)
             low = middle + 1
+    if best is not None:
+        maker.keep(best.level)
+    maker.tidy()
     if best is None:
+        if passed and not tried:
+            raise next(iter(passed.values()))
         near = min(tried, key=lambda level: tried[level], default=None)
         reached = f"the best is {near} with {tried[near]:.3g}" if near else "there is no level"
         raise UserError(f"no level stays within a mean KL of {bound:g} on {text}", hint=f"{reached}; raise --max-kl")
-    maker.keep(best.level)
+    if passed:
+        maker.progress.say(
+            f"warning: {best.level} is the smallest of those that could be made; without {', '.join(passed)}"
+        )
     return best

@@ -23,6 +23,7 @@ from tunesmith.config.load import Source, apply_overrides, validate
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.plugins import names, suggestion
 from tunesmith.config.progress import Progress
+from tunesmith.export import record
 from tunesmith.export.base import Report, home_of
 from tunesmith.verbs.calibration import calibration_rows
 from tunesmith.verbs.merged import TARGETS, merged_folder, prove, slug
@@ -162,6 +163,7 @@ def make(
         )
     learned = getattr(plugin, "SOURCE", "merged") == "learned"
     merged = None if learned else merged_folder(target, progress)
+    stood = record.read(merged) if merged is not None else None
     source = merged or target.learned or target.base.folder
     offers: dict[str, Any] = dict(given or {})
     tokens = tokens_wanted(plugin, config)
@@ -182,7 +184,13 @@ def make(
             offers["prove"] = lambda folder: prove(target, folder, progress)
         elif "prove" in asked and merged is not None:
             of = reference or MergedReference(target, progress)
-            offers["prove"] = of.proof_of(plugin, config, merged, home_of(place).name)
+            compare = of.proof_of(plugin, config, merged, home_of(place).name)
+
+            def checked(work: Path) -> dict[str, Any]:
+                _still(merged, stood)
+                return compare(work) if compare is not None else {}
+
+            offers["prove"] = checked
         report: Report = plugin.export(
             source, place, config, progress, **{k: v for k, v in offers.items() if k in asked}
         )
@@ -193,6 +201,16 @@ def make(
     if not taken.fresh:
         progress.say(f"{place} is there already, made from the same, and is taken")
     return Made(place, taken.report, merged, taken.fresh)
+
+
+def _still(merged: Path, stood: Mapping[str, Any] | None) -> None:
+    """Raises ExportError when the merged folder is not what it was when the export of it began; ``stood``: its record then."""
+    why = record.difference(merged, stood["made_from"]) if stood is not None else None
+    if why is not None:
+        raise ExportError(
+            f"{merged} was changed or replaced while an export was made from it: {why}",
+            hint="give the same command again",
+        )
 
 
 def tokens_wanted(plugin: ModuleType, config: Config) -> int:

@@ -12,6 +12,7 @@ from tunesmith.config.errors import ExportError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import Report
+from tunesmith.export.fingerprint import of_folder
 from tunesmith.verbs.provenance import provenance
 from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of
@@ -36,7 +37,8 @@ def merged_folder(target: Target, progress: Progress) -> Path:
         return target.base.folder
     learned = target.learned
     parent = target.run.artifacts if target.run is not None else Path.cwd()
-    out = parent / f"merged-{learned.name}"
+    own = "" if target.run is not None else f"-{of_folder(learned)[:8]}"  # other adapters have that folder name too
+    out = parent / f"merged-{learned.name}{own}"
     hf = load_plugin(TARGETS, "hf")
     config = hf.Config()
 
@@ -91,7 +93,7 @@ def _prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str
     from tunesmith.verbs.opening import NoRoomError, Way, opened
     from tunesmith.verbs.proof import MERGE_BOUND, in_words, probe_tokens
 
-    sequences = probe_tokens(target, target.base.folder, 8)
+    sequences = probe_tokens(target, target.base.folder, 8, progress)
 
     def work(engine: Engine, way: Way) -> Remembered:
         known = Remembered(engine, slack=way.slack, how=str(way))

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.home import home
-from tunesmith.config.progress import Progress
+from tunesmith.config.progress import SILENT, Progress
+from tunesmith.export import record
+from tunesmith.export.base import NotProvedError, set_aside
 from tunesmith.export.gguf_levels import LEVELS
+from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
 from tunesmith.verbs.opening import MORE, NoRoomError, Way, opened, ran_out_of_memory
@@ -82,21 +85,44 @@ def check_parity(
 ) -> list[Parity | None]:
     """Hop by hop on rows it was not trained on: the model as trained (base and what was learned) -> merged -> each GGUF in llama.cpp.
 
-    None stands for a file that could not be compared on this machine, which is said. Raises ExportError when a hop changes the model; a GGUF
-    that is refuted is renamed, so that nothing takes it for a proved one. ``evidence`` is filled.
+    None stands for a file that could not be compared on this machine, which is said. Raises ExportError when a hop changes the model; the
+    merged folder or GGUF that is refuted is renamed, so that nothing takes it for a proved one. ``evidence`` is filled.
     """
     evidence = evidence if evidence is not None else Evidence()
     found = []
-    left = list(made)
-    try:
-        reference, sequences = check_merge(target, made[0].merged, progress, rows=rows, evidence=evidence)
-        for one in made:
+    reference, sequences = check_kept_merge(target, made[0].merged, progress, rows=rows, evidence=evidence)
+    for one in made:
+        try:
             found.append(check_file(one.file, one.level, reference, sequences, progress, evidence=evidence))
-            left.remove(one)
-    except UserError as error:
-        failed = [one.file.replace(one.file.with_name(one.file.name + ".failed")) for one in left]
-        raise ExportError(error.message, hint=f"{error.hint or 'do not use it'}; kept as {failed[0]}") from error
+        except ExportError as error:
+            raise _put_aside(one.file, error) from error
     return found
+
+
+def check_kept_merge(
+    target: Target, folder: Path, progress: Progress, *, rows: int = 8, evidence: Evidence | None = None
+) -> tuple[Remembered | None, list[tuple[int, ...]]]:
+    """``check_merge`` of a folder that has its name; one that is refuted loses it, so that nothing takes it again. Raises NotProvedError."""
+    try:
+        return check_merge(target, folder, progress, rows=rows, evidence=evidence)
+    except MergeRefutedError as error:
+        if record.read(folder) is None:  # not made here
+            raise
+        raise _put_aside(folder, error) from error
+
+
+def _put_aside(place: Path, error: UserError) -> NotProvedError:
+    """Rename what is refuted, with its record; the error that says so."""
+    record_file = record.record_of(place)
+    aside = set_aside(place, place)
+    if record_file != place / record.NAME and record_file.exists():
+        record_file.replace(record.record_of(aside))
+    hint = f"{error.hint or 'do not use it'}; kept as {aside}"
+    return NotProvedError(error.message, hint=hint, place=aside)
+
+
+class MergeRefutedError(ExportError):
+    """The merged model answers otherwise than the one that was trained."""
 
 
 def check_file(
@@ -208,7 +234,7 @@ def check_merge(
     from tunesmith.evaluate.parity import Remembered, parity
 
     evidence = evidence if evidence is not None else Evidence()
-    sequences = probe_tokens(target, folder, rows)
+    sequences = probe_tokens(target, folder, rows, progress)
     renderer = replace_folder(target, folder)
     keep = _place_for_distributions()
 
@@ -236,7 +262,7 @@ def check_merge(
         figures, bound = parity(trained, whole, sequences), MERGE_BOUND + trained.slack + whole.slack
         evidence.hops.append(Hop(hop, figures, bound, "; ".join(one.how for one in (trained, whole) if one.how)))
         if not figures.mean_kl <= bound:
-            raise ExportError(
+            raise MergeRefutedError(
                 f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
                 hint=f"rounding alone stays below a mean KL of {bound:g}; do not use this folder, remove it and export again",
             )
@@ -265,7 +291,20 @@ def _place_for_distributions() -> Path | None:
     return home()
 
 
-def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...]]:
+def kept_probes(run: RunFolder, progress: Progress) -> list[list[int]]:
+    """Rows as token ids that ``run`` kept to compare on; none, which is said, when its rows.json cannot be read."""
+    place = run.path / "rows.json"
+    if not place.is_file():
+        return []
+    try:
+        probes = json.loads(place.read_text(encoding="utf-8"))["probes"]
+        return [[int(token) for token in ids] for ids in probes]
+    except (OSError, ValueError, KeyError, TypeError):
+        progress.say(f"warning: {place} cannot be read: the rows that the run kept to compare on are left out")
+        return []
+
+
+def probe_tokens(target: Target, merged: Path, rows: int, progress: Progress = SILENT) -> list[tuple[int, ...]]:
     """Token sequences to compare on: those the run kept (held-out rows, else training rows), else a few of our own.
 
     They are kept with the run since its data may be gone by now.
@@ -273,11 +312,9 @@ def probe_tokens(target: Target, merged: Path, rows: int) -> list[tuple[int, ...
     from tunesmith.data.example import Chat, Message
 
     run = target.run if target.learned is not None or not _new_tokens(target) else None  # its rows may hold new tokens
-    kept = run.path / "rows.json" if run is not None else None
-    if kept is not None and kept.is_file():
-        probes = json.loads(kept.read_text(encoding="utf-8"))["probes"][:rows]
-        if found := [tuple(ids[:LONGEST]) for ids in probes if len(ids) > 1]:
-            return found
+    kept = kept_probes(run, progress)[:rows] if run is not None else []
+    if found := [tuple(ids[:LONGEST]) for ids in kept if len(ids) > 1]:
+        return found
     pairs = [
         ("What is the capital of France?", "The capital of France is Paris."),
         ("你好，你是谁？", "你好！我是一个助手。"),

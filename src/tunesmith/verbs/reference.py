@@ -39,10 +39,10 @@ class MergedReference:
 
     def compare(self, work: Path, merged: Path, name: str, config: Config, usual: float) -> dict[str, Any]:
         """``work``, made of the folder ``merged``, in the engine it is used with. Returns figures for the report. Raises ExportError."""
-        from tunesmith.verbs.proof import check_engine, check_file, check_merge, in_words
+        from tunesmith.verbs.proof import check_engine, check_file, check_kept_merge, in_words
 
         if self._asked is None:
-            self._asked = check_merge(self.target, merged, self.progress, evidence=self.evidence)
+            self._asked = check_kept_merge(self.target, merged, self.progress, evidence=self.evidence)
         reference, sequences = self._asked
         if work.is_dir():
             figures = check_engine(

@@ -22,6 +22,11 @@ from tunesmith.models.adapters.chain import merged_first
 from tunesmith.verbs.targets import Target
 from tunesmith.verbs.templates import kept_text
 
+FILES = ("imatrix",)
+"""Settings that may name a file; in all others a word that happens to be a file's name is a word."""
+WORDS = ("auto", "off")
+"""In such a setting: no file, even where one has that name."""
+
 
 def made_from(
     target: Target, plugin: ModuleType, config: Config, calibration: Sequence[Sequence[int]] | None = None
@@ -47,10 +52,11 @@ def made_from(
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings as plain values; one that names a file is that file's content, wherever it lies."""
+    """The settings as plain values; one that names a file (``FILES``) is that file's content, wherever it lies."""
     found = config.model_dump(mode="json")
-    for name, value in found.items():
-        if isinstance(value, str) and Path(value).expanduser().is_file():
+    for name in FILES:
+        value = found.get(name)
+        if isinstance(value, str) and value not in WORDS and Path(value).expanduser().is_file():
             found[name] = {"sha256": sha256_of(Path(value).expanduser())}
     return found
 
@@ -99,7 +105,8 @@ def taken_or_made(
         else:
             remove(new)  # whole, of an earlier command, and made from something else
             report = _made(new, parts, make, progress, trial)
-        kept = exchange(place, keep=record.changed(place) is not None)
+        record.note_beside(new, record.beside_of(place))
+        kept = exchange(place, keep=record.changed(place, hidden=True) is not None)
     if kept is not None:
         progress.say(f"what was there is kept as {kept}")
     return Taken(replace(report, out=place), True)
