@@ -578,12 +578,16 @@ def test_smollm2_from_the_command_line(smol: Path, tmp_path: Path) -> None:
         assert states.pop("4") == "✓" or "does not end these answers by itself either" in done.stdout
         assert states == dict.fromkeys("12356", "✓")
         assert "smol:135m is at" in done.stdout
-        there.change_upload = lambda path: set_metadata(path, "tokenizer.ggml.pre", "smollm", "falcon")
-        for blob in there.folder.glob("sha256-*"):
-            blob.unlink()
-        done = command_line(tmp_path, "deploy", str(smol), "--name", "smol:135m", "--level", "Q8_0", "--url", there.url)
-        assert done.returncode == 2 and "✗ 2 tokens as in training" in done.stdout, done.stdout + done.stderr
-        assert "hint: " in done.stderr and "--force" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_refuted_deployment_from_the_command_line(small: Path, server: FakeOllama, tmp_path: Path) -> None:
+    """The list with its ✗ on stdout, what to do on stderr, exit code 2, and nothing under the name."""
+    DAMAGES["pre-tokenizer"][0](server)
+    done = command_line(tmp_path, "deploy", str(small), "--name", "m:x", "--level", "f16", "--url", server.url)
+    assert done.returncode == 2 and "✗ 2 tokens as in training" in done.stdout, done.stdout + done.stderr
+    assert "hint: " in done.stderr and "--force" in done.stderr
+    assert "m:x" not in server.models
 
 
 def command_line(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
