@@ -25,12 +25,15 @@ def main() -> None:
     parser.add_argument("--run", default="demo", help="a run, or a model")
     parser.add_argument("--data", help="a data set to calibrate with and to measure on")
     parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--set", action="append", default=[], help="a setting of the target, as in imatrix=off")
     parser.add_argument("--out", type=Path, help="where files go; by default with the run, or into a folder here")
     asked = parser.parse_args()
     began = time.monotonic()
     out = asked.out or (Path("quality-benchmark") if asked.run == "demo" else None)
     choice = Choice(levels=asked.levels, rows=asked.rows)
-    place, words = export(asked.run, "gguf", console_progress(), out=out, data=asked.data, choice=choice)
+    place, words = export(
+        asked.run, "gguf", console_progress(), out=out, data=asked.data, choice=choice, settings=asked.set
+    )
     page = Path(words[-1].removeprefix("quality report: "))
     seconds, machine = time.monotonic() - began, f"{platform.machine()}, {usable_cores()} cores"
     RESULTS.mkdir(exist_ok=True)

@@ -212,3 +212,33 @@ def test_a_signal_while_llama_cpp_speaks_is_answered_when_it_returns(
                 pass
     finally:
         signal.signal(number, before)
+
+
+def test_a_signal_while_llama_cpp_says_goodbye_is_not_lost(smol_f16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last words come when a model is freed: no later call would answer what came then."""
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    engine = LlamaCppEngine(smol_f16, n_ctx=64, threads=1)
+    engine.logprobs([1, 2])
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        llama_library.listen(llama_library.library())
+        assert engine._context is not None
+        real = engine._context.lib.llama_free
+
+        def speaking(pointer: int) -> None:  # llama.cpp of this version frees in silence; another one may not
+            real(pointer)
+            monkeypatch.setattr(llama_library.log, "debug", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+            llama_library._receive(1, b"freed", None)
+
+        monkeypatch.setattr(engine._context.lib, "llama_free", speaking)
+        with pytest.raises(Stop):
+            engine.close()
+        assert llama_library._held == [] and engine._model is None
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -87,7 +87,7 @@ class Vocabulary:
 
 
 def load_model(path: Path, *, vocabulary_only: bool = False) -> int:
-    """Pointer to the loaded model; free it with ``llama_model_free``. Raises UserError with llama.cpp's own words."""
+    """Pointer to the loaded model; free it with ``free_model``. Raises UserError with llama.cpp's own words."""
     if not path.is_file():
         raise UserError(f"{path} is not a file", hint="give the path of a .gguf file")
     lib = library()
@@ -100,7 +100,7 @@ def load_model(path: Path, *, vocabulary_only: bool = False) -> int:
         let_through()
     except BaseException:
         if model:
-            lib.llama_model_free(model)
+            free_model(model)
         raise
     if not model:
         raise UserError(
@@ -108,6 +108,12 @@ def load_model(path: Path, *, vocabulary_only: bool = False) -> int:
             hint="the file may be damaged or incomplete, or of an architecture this llama.cpp does not know",
         )
     return int(model)
+
+
+def free_model(model: int) -> None:
+    """Free what ``load_model`` has loaded."""
+    library().llama_model_free(model)
+    let_through()
 
 
 def load_adapter(model: int, base: Path, path: Path) -> int:
@@ -124,6 +130,7 @@ def load_adapter(model: int, base: Path, path: Path) -> int:
     listen(lib)
     lines.clear()
     adapter = lib.llama_adapter_lora_init(model, os.fsencode(path))
+    let_through()
     if not adapter:
         raise UserError(
             f"llama.cpp cannot put the adapter {path} on this model: {last_words()}",
@@ -246,5 +253,6 @@ class Context:
 
     def close(self) -> None:
         if self.pointer:
-            self.lib.llama_free(self.pointer)
-            self.pointer = None
+            pointer, self.pointer = self.pointer, None
+            self.lib.llama_free(pointer)
+            let_through()

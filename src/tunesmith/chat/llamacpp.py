@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.chat.base import Messages, Sampling
-from tunesmith.chat.llama_library import library
-from tunesmith.chat.llama_model import Context, Vocabulary, adapter_text, load_adapter, load_model
+from tunesmith.chat.llama_model import Context, Vocabulary, adapter_text, free_model, load_adapter, load_model
 from tunesmith.config.errors import RenderError, UserError
 
 if TYPE_CHECKING:
@@ -154,12 +153,14 @@ class LlamaCppEngine:
 
     def close(self) -> None:
         """Free the model and its cache; calling twice is harmless."""
-        if self._context is not None:
-            self._context.close()
-            self._context = None
-        if self._model is not None:
-            library().llama_model_free(self._model)
-            self._model = None
+        context, self._context = self._context, None
+        model, self._model = self._model, None
+        try:
+            if context is not None:
+                context.close()
+        finally:
+            if model is not None:
+                free_model(model)
 
     def __enter__(self) -> LlamaCppEngine:
         return self

@@ -80,14 +80,18 @@ def picture(report: QualityReport) -> bytes:
     right.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0) if high < 20 else (1.0,)))
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.xaxis.set_minor_formatter(NullFormatter())
-    _legend(figure, left, right)
+    low, high = left.get_xlim()
+    left.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.xaxis.set_minor_formatter(NullFormatter())
+    _legend(figure, right, recommended=use is not None, broken=bool(broken))
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
 
 
-def _legend(figure: object, left: object, right: object) -> None:
-    """One legend below: the texts, the two bounds, and what a coloured or hatched line means."""
+def _legend(figure: object, right: object, *, recommended: bool, broken: bool) -> None:
+    """One legend below: the texts, the two bounds, and what a coloured or hatched line means, where there is one."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -96,13 +100,15 @@ def _legend(figure: object, left: object, right: object) -> None:
     handles += [
         Line2D([], [], color="0.3", linestyle="--"),
         Line2D([], [], color="0.3", linestyle=":", linewidth=1.6),
-        Patch(facecolor="#F0E442", alpha=0.55),
-        Patch(facecolor="none", edgecolor="0.75", hatch="////"),
     ]
     labels += [
         f"good: up to {rules.GOOD_KL:g} nats, × {1 + rules.GOOD_RISE:g}",
         f"broken: above {rules.BROKEN_KL:g} nats, × {rules.BROKEN_RATIO:g}",
-        "recommended",
-        "broken: do not use",
     ]
+    if recommended:
+        handles.append(Patch(facecolor="#F0E442", alpha=0.55))
+        labels.append("recommended")
+    if broken:
+        handles.append(Patch(facecolor="none", edgecolor="0.75", hatch="////"))
+        labels.append("broken: do not use")
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import torch
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.changes import loaded
-from tunesmith.export.layerwise import Layerwise, _instead, _split
+from tunesmith.export.layerwise import Layerwise, instead, split_call
 from tunesmith.export.lora import check_config, scale_of
 from tunesmith.export.tensor_files import StoredTensor, read_header, read_json
 
@@ -85,12 +85,12 @@ class Blockwise(Layerwise):
 
         def passing(i: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                out = hidden.to(self.device) if i == last else _split(args, kwargs)[0]
+                out = hidden.to(self.device) if i == last else split_call(args, kwargs)[0]
                 return (out,) if self._tuples else out
 
             return forward
 
-        with _instead(self.blocks, passing), torch.no_grad():
+        with instead(self.blocks, passing), torch.no_grad():
             nothing = torch.zeros_like(hidden, device=self.device)
             found: torch.Tensor = self.model(inputs_embeds=nothing, use_cache=False).logits[0]
         return found

@@ -1,7 +1,7 @@
 """Does a GGUF hold the numbers of its source? A sample of rows of every tensor, read back and compared with what rounding makes of the source's.
 
-Independent of what the model answers, so that a wrong, swapped, shifted, scaled or zeroed tensor is found at any level: rows of the source are
-rounded again by ggml, with the same importances, and must come out as they stand in the file. A few rows are in memory at a time.
+Independent of what the model answers, and so as sharp at two bits as at sixteen: rows of the source are rounded again by ggml, with the same
+importances, and must come out as they stand in the file. A few rows are in memory at a time.
 
 The converter stores some tensors otherwise than the source: it turns matrices, interleaves the rows of q and k for llama.cpp's rotary
 embedding, adds 1 to norms, multiplies rows by factors of config.json that the file does not name (Falcon-H1). These four are known here. A kind of

@@ -110,8 +110,7 @@ def token_differences(path: Path, tokenizer: Any, stops: Sequence[int] = ()) -> 
     Compared are ``PROBES``, every added token in the middle of text, a conversation in the chat template, ``RARE`` and a sample of
     the vocabulary. Text is given as llama.cpp gets it: in the tokenizer's own Unicode form. Raises UserError when llama.cpp cannot read the file.
     """
-    from tunesmith.chat.llama_library import library
-    from tunesmith.chat.llama_model import Vocabulary, load_model
+    from tunesmith.chat.llama_model import Vocabulary, free_model, load_model
 
     model = load_model(path, vocabulary_only=True)
     try:
@@ -119,7 +118,7 @@ def token_differences(path: Path, tokenizer: Any, stops: Sequence[int] = ()) -> 
         found = list(_differences(read, tokenizer))
         return found, [token for token in stops if not read.ends(token)]
     finally:
-        library().llama_model_free(model)
+        free_model(model)
 
 
 def _differences(read: Vocabulary, tokenizer: Any) -> Iterator[TokenDifference]:

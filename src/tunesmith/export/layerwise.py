@@ -180,11 +180,11 @@ class Layerwise:
         caught: list[Any] = []
 
         def catch(*args: Any, **kwargs: Any) -> None:
-            hidden, args, kwargs = _split(args, kwargs)
+            hidden, args, kwargs = split_call(args, kwargs)
             caught.append((hidden.float().cpu() if away else hidden.float(), args, kwargs))
             raise _Stop
 
-        with _instead(self.blocks[:1], lambda _: catch):
+        with instead(self.blocks[:1], lambda _: catch):
             try:
                 self._run(row)
             except _Stop:
@@ -196,13 +196,13 @@ class Layerwise:
 
         def passing(_: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                hidden, args, kwargs = _split(args, kwargs)
+                hidden, args, kwargs = split_call(args, kwargs)
                 calls.append((args, kwargs))
                 return (hidden,) if self._tuples else hidden
 
             return forward
 
-        with _instead(self.blocks, passing):
+        with instead(self.blocks, passing):
             self._run(row)
         return calls
 
@@ -267,7 +267,7 @@ def _find_blocks(model: nn.Module, folder: Path) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
 
 
-def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
     """Hidden states, and the arguments without them."""
     if args:
         return args[0], args[1:], kwargs
@@ -275,7 +275,7 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor,
 
 
 @contextmanager
-def _instead(blocks: nn.ModuleList, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+def instead(blocks: nn.ModuleList, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
     """Blocks that keep their attributes, which models read, and compute something else."""
     try:
         for i, block in enumerate(blocks):

@@ -77,7 +77,7 @@ class ExportRequest(Config):
     max_kl: float | None = setting(
         None,
         zh="选择在您的文本上平均 KL（nat）不超过该值的最小 GGUF 级别。",
-        ge=0,
+        gt=0,
         label=("Largest mean KL", "平均 KL 上限"),
     )
     """The smallest GGUF level with at most this mean KL (nats) on your text."""
