@@ -75,8 +75,9 @@ def picture(report: QualityReport) -> bytes:
     right.set_xlabel("perplexity, times that of 16 bit")
     right.axvline(1 + rules.GOOD_RISE, color="0.3", linestyle="--", linewidth=1.2)
     right.axvline(rules.BROKEN_RATIO, color="0.3", linestyle=":", linewidth=1.6)
-    low, high = right.get_xlim()
-    right.set_xlim(min(low, 0.97), max(high, 1.6))
+    shown = [x for line in right.get_lines() for x in line.get_xdata()]  # the bounds among them
+    low, high = 0.97 * min([1.0, *shown]), 1.07 * max(shown)
+    right.set_xlim(low, high)
     right.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.2, 1.5, 2.0, 3.0, 5.0) if high < 20 else (1.0,)))
     right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.xaxis.set_minor_formatter(NullFormatter())
