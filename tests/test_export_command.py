@@ -19,8 +19,9 @@ from tunesmith.export import targets
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import export as verb
 from tunesmith.verbs.calibration import calibration_rows, own_text
+from tunesmith.verbs.choosing import bytes_of
 from tunesmith.verbs.export import Choice, export
-from tunesmith.verbs.levels import bytes_of, chosen_levels
+from tunesmith.verbs.levels import chosen_levels
 from tunesmith.verbs.making import config_of, plugin_of
 from tunesmith.verbs.targets import renderer_of, target_of
 

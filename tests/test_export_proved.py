@@ -25,8 +25,8 @@ from tunesmith.export.base import NotProvedError, partial_of, proved, whole_or_n
 from tunesmith.export.targets import gguf
 from tunesmith.verbs import export as verb
 from tunesmith.verbs import proof
+from tunesmith.verbs.choosing import for_kl, for_size
 from tunesmith.verbs.export import Choice, export
-from tunesmith.verbs.levels import for_kl, for_size
 from tunesmith.verbs.making import make, plugin_of
 from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.targets import target_of

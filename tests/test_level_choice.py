@@ -16,7 +16,8 @@ from tunesmith.config.progress import SILENT
 from tunesmith.export.base import NotProvedError
 from tunesmith.export.gguf_levels import LEVELS
 from tunesmith.verbs import export as verb
-from tunesmith.verbs.levels import FULL, PASSED_OVER, for_kl, for_size
+from tunesmith.verbs.choosing import for_kl, for_size
+from tunesmith.verbs.levels import FULL, PASSED_OVER
 
 NAMES = [name for name in LEVELS if name not in PASSED_OVER]
 BYTES = {name: int(LEVELS[name].bits * 1000) for name in NAMES}

@@ -83,28 +83,39 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
     own = not out.parent.exists()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_of(out)
-    lock = FileLock(temporary.with_name(f"{temporary.name}.lock"))
+    try:
+        with alone(temporary.with_name(f"{temporary.name}.lock"), out):
+            remove(temporary)
+            try:
+                yield temporary
+                if out.exists():
+                    raise ExportError(
+                        f"{out} has appeared meanwhile", hint="choose another --out; nothing was overwritten"
+                    )
+                _sync(temporary)
+                temporary.rename(out)
+                sync_folder(out.parent)
+            finally:
+                remove(temporary)
+    finally:
+        if own:
+            with suppress(OSError):  # something is in it
+                out.parent.rmdir()
+
+
+@contextmanager
+def alone(lock_file: Path, out: Path) -> Iterator[None]:
+    """One process at a time makes ``out``; the lock's file goes at the end. Raises ExportError."""
+    lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ExportError(f"another process is writing {out}", hint="wait for it, or choose another --out") from None
     try:
-        remove(temporary)
-        try:
-            yield temporary
-            if out.exists():
-                raise ExportError(f"{out} has appeared meanwhile", hint="choose another --out; nothing was overwritten")
-            _sync(temporary)
-            temporary.rename(out)
-            sync_folder(out.parent)
-        finally:
-            remove(temporary)
+        yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        lock_file.unlink(missing_ok=True)
         lock.release()
-        if own:
-            with suppress(OSError):  # something is in it
-                out.parent.rmdir()
 
 
 @contextmanager

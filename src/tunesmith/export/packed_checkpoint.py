@@ -43,6 +43,15 @@ def read_source(source: Path) -> dict[str, StoredTensor]:
     return read_model(source)
 
 
+def check_text(calibration: Sequence[Sequence[int]], what: str) -> None:
+    """Raises ExportError when there is no text for ``what`` (GPTQ, AWQ) to calibrate with."""
+    if not any(len(row) for row in calibration):
+        raise ExportError(
+            f"{what} needs calibration text, and there is none",
+            hint="export from a run, whose data are taken, or name some text; --to fp8 needs none",
+        )
+
+
 @contextmanager
 def full_disk_in_words(out: Path, kept: Path | None = None) -> Iterator[None]:
     """Turn "no space left" into an ExportError; ``kept``: where finished work stays."""

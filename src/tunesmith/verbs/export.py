@@ -15,19 +15,9 @@ from tunesmith.export.record import changed
 from tunesmith.hub.push import destination
 from tunesmith.verbs import quantized
 from tunesmith.verbs.beside import accompany, adapter_beside
+from tunesmith.verbs.choosing import bytes_of, check_size, for_kl, for_size
 from tunesmith.verbs.gguf import GgufExport, gguf
-from tunesmith.verbs.levels import (
-    FULL,
-    Maker,
-    base_speed,
-    bytes_of,
-    check_size,
-    chosen_levels,
-    for_kl,
-    for_size,
-    key_of,
-    make_levels,
-)
+from tunesmith.verbs.levels import FULL, Maker, base_speed, chosen_levels, key_of, make_levels
 from tunesmith.verbs.making import config_of, label_of, levels_of, make, named, place_of, plugin_of
 from tunesmith.verbs.push import check_push, push
 from tunesmith.verbs.quality import Quality, quality_folder

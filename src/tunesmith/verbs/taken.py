@@ -10,13 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from tunesmith.config.base import Config
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import Progress
 from tunesmith.export import record
-from tunesmith.export.base import Report, again, exchange, remove, size_of
+from tunesmith.export.base import Report, again, alone, exchange, remove, size_of
 from tunesmith.export.fingerprint import SMALL, of_folder, programs, sha256_of
 from tunesmith.models.adapters.chain import merged_first
 from tunesmith.verbs.targets import Target
@@ -127,18 +125,12 @@ def _checks(place: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """One process at a time replaces ``place``. Raises ExportError."""
-    lock = FileLock(place.with_name(f".{place.name}.again.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ExportError(f"another process is writing {place}", hint="wait for it, or choose another --out") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # something is kept in it, to go on with
-            again(place).parent.rmdir()
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    with alone(place.with_name(f".{place.name}.again.lock"), place):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # something is kept in it, to go on with
+                again(place).parent.rmdir()
 
 
 def _text(rows: Sequence[Sequence[int]]) -> str:

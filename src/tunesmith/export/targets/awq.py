@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
-from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.base import Report, check_target, size_of
 from tunesmith.export.block_files import BlockFiles, fingerprint
-from tunesmith.export.packed_checkpoint import full_disk_in_words, read_source, write_checkpoint
+from tunesmith.export.packed_checkpoint import check_text, full_disk_in_words, read_source, write_checkpoint
 from tunesmith.models.devices import best_device
 
 SOURCE, OUT = "merged", "folder"
@@ -88,11 +87,7 @@ def export(
     ExportError; then ``out`` does not exist.
     """
     stored = read_source(source)
-    if not any(len(row) for row in calibration):
-        raise ExportError(
-            "AWQ needs calibration text, and there is none",
-            hint="export from a run, whose data are taken, or name some text; --to fp8 needs none",
-        )
+    check_text(calibration, "AWQ")
     from tunesmith.export.awq_blocks import quantize
     from tunesmith.export.by_block import group_size, kept_note, room, with_blocks
     from tunesmith.export.gptq_solver import Grid
