@@ -105,7 +105,7 @@ def own_text(target: Target, merged: Path, progress: Progress, *, data: str | No
     """The rows to calibrate with and to measure on. Raises UserError when ``data`` cannot be read or holds a single row."""
     if data is not None:
         return _of_set(target, merged, data, seed, progress)
-    if target.run is not None and (target.learned is not None or not _new_tokens(target)):
+    if target.run is not None and (target.learned is not None or not has_new_tokens(target)):
         found = _of_run(target, progress)
         if found is not None:
             return found
@@ -242,5 +242,6 @@ def context_limit(folder: Path) -> int:
     return int(config.get("max_position_embeddings") or 0)
 
 
-def _new_tokens(target: Target) -> bool:
+def has_new_tokens(target: Target) -> bool:
+    """Whether its run added tokens, which the base does not know."""
     return target.config is not None and bool(target.config.model.add_tokens or target.config.model.add_special_tokens)

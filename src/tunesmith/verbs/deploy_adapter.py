@@ -24,7 +24,7 @@ from tunesmith.verbs.beside import accompany, adapter_modelfile
 from tunesmith.verbs.deploy import check_address
 from tunesmith.verbs.merged import TARGETS, slug
 from tunesmith.verbs.opening import room_to_ask
-from tunesmith.verbs.proof import kept_probes
+from tunesmith.verbs.probe_rows import kept_probes
 from tunesmith.verbs.stopping import in_words, kept_in
 from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of, target_of

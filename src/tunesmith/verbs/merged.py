@@ -91,7 +91,8 @@ def _prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str
     from tunesmith.chat.base import Engine
     from tunesmith.evaluate.parity import Remembered, parity
     from tunesmith.verbs.opening import NoRoomError, Way, opened
-    from tunesmith.verbs.proof import MERGE_BOUND, in_words, probe_tokens
+    from tunesmith.verbs.probe_rows import probe_tokens
+    from tunesmith.verbs.proof import MERGE_BOUND, in_words
 
     sequences = probe_tokens(target, target.base.folder, 8, progress)
 

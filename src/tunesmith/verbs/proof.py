@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.home import home
-from tunesmith.config.progress import SILENT, Progress
+from tunesmith.config.progress import Progress
 from tunesmith.export import record
 from tunesmith.export.base import NotProvedError, set_aside
 from tunesmith.export.gguf_levels import LEVELS
-from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
 from tunesmith.verbs.opening import MORE, NoRoomError, Way, opened, ran_out_of_memory
 from tunesmith.verbs.positions import Keeping, Position, kept_positions
+from tunesmith.verbs.probe_rows import probe_tokens
 from tunesmith.verbs.targets import Target
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ MERGE_BOUND = 0.02
 BROKEN = 5.0
 """So many times the usual is no rounding any more: the file is refused. (Weights learned by heart from a handful of rows
 lose more in 8 bits than usual, measured up to 1.6 times; other weights or tokens give hundreds of times.)"""
-LONGEST = 512
-"""So many tokens of each sequence are compared: the distributions of one (512 × 150k × 4 B = 0.3 GB) are in memory."""
 
 
 TOO_COARSE = "; this type may be too coarse here, f16 is finer"
@@ -289,42 +286,6 @@ def _place_for_distributions() -> Path | None:
     except OSError:
         return None
     return home()
-
-
-def kept_probes(run: RunFolder, progress: Progress) -> list[list[int]]:
-    """Rows as token ids that ``run`` kept to compare on; none, which is said, when its rows.json cannot be read."""
-    place = run.path / "rows.json"
-    if not place.is_file():
-        return []
-    try:
-        probes = json.loads(place.read_text(encoding="utf-8"))["probes"]
-        return [[int(token) for token in ids] for ids in probes]
-    except (OSError, ValueError, KeyError, TypeError):
-        progress.say(f"warning: {place} cannot be read: the rows that the run kept to compare on are left out")
-        return []
-
-
-def probe_tokens(target: Target, merged: Path, rows: int, progress: Progress = SILENT) -> list[tuple[int, ...]]:
-    """Token sequences to compare on: those the run kept (held-out rows, else training rows), else a few of our own.
-
-    They are kept with the run since its data may be gone by now.
-    """
-    from tunesmith.data.example import Chat, Message
-
-    run = target.run if target.learned is not None or not _new_tokens(target) else None  # its rows may hold new tokens
-    kept = kept_probes(run, progress)[:rows] if run is not None else []
-    if found := [tuple(ids[:LONGEST]) for ids in kept if len(ids) > 1]:
-        return found
-    pairs = [
-        ("What is the capital of France?", "The capital of France is Paris."),
-        ("你好，你是谁？", "你好！我是一个助手。"),
-    ]
-    renderer = replace_folder(target, merged)
-    return [renderer.render(Chat((Message("user", q), Message("assistant", a)))).ids for q, a in pairs]
-
-
-def _new_tokens(target: Target) -> bool:
-    return target.config is not None and bool(target.config.model.add_tokens or target.config.model.add_special_tokens)
 
 
 def in_words(figures: Parity | None) -> str:
