@@ -78,3 +78,16 @@ def tiny(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_of_few_words(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with few tokens, quicker still; its rows are longer, up to 199 tokens in the demo's data."""
     return make_model(few, tmp_path_factory.mktemp("tiny") / "few-words", "llama")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny llama with a tokenizer, and a LoRA on all its linear layers."""
+    from adapter_tools import make_base
+    from families import save_tokenizer
+    from model_fixtures import make_adapter
+
+    folder = tmp_path_factory.mktemp("pair")
+    base = make_base(folder / "base", vocab_size=96)
+    save_tokenizer(base)
+    return base, make_adapter(base, folder / "adapter", target_modules="all-linear")

@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 
 import gguf_families
-from adapter_tools import make_base
-from families import save_tokenizer
-from model_fixtures import make_adapter
 from tunesmith.cli import main
 from tunesmith.config.errors import ExportError, Terminated
 from tunesmith.config.progress import SILENT, Silent
@@ -30,14 +27,6 @@ from tunesmith.verbs.export import Choice, export
 from tunesmith.verbs.making import make, plugin_of
 from tunesmith.verbs.merged import merged_folder
 from tunesmith.verbs.targets import target_of
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    base = make_base(folder / "base", vocab_size=96)
-    save_tokenizer(base)
-    return base, make_adapter(base, folder / "adapter", target_modules="all-linear")
 
 
 def visible(folder: Path) -> list[str]:

@@ -16,9 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import tunesmith
-from adapter_tools import make_base
-from families import save_tokenizer
-from model_fixtures import edit_json, make_adapter
+from model_fixtures import edit_json
 from tunesmith.config.base import Config, setting
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Silent
@@ -45,14 +43,6 @@ class Said(Silent):
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    base = make_base(folder / "base", vocab_size=96)
-    save_tokenizer(base)
-    return base, make_adapter(base, folder / "adapter", target_modules="all-linear")
 
 
 @pytest.fixture

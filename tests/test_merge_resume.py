@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from adapter_tools import make_base
-from families import save_tokenizer
-from model_fixtures import edit_json, make_adapter
+from model_fixtures import edit_json
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import Silent
 from tunesmith.export.base import partial_of
@@ -38,14 +36,6 @@ class Slow(Silent):
 adapter, out, base = map(Path, sys.argv[1:4])
 hf.export(adapter, out, hf.Config(max_shard_size=3e-5), Slow(), base=base)
 """
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    base = make_base(folder / "base", vocab_size=96)
-    save_tokenizer(base)
-    return base, make_adapter(base, folder / "adapter", target_modules="all-linear")
 
 
 @pytest.fixture(scope="module")
