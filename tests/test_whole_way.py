@@ -213,7 +213,9 @@ def test_a_run_is_exported_without_its_data(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="is not what it began with"):
         execute(made, SILENT)
     data.unlink()
-    (tmp_path / "notes.txt").write_text("of others", encoding="utf-8")  # so that what lies beside x.gguf carries its name
+    (tmp_path / "notes.txt").write_text(
+        "of others", encoding="utf-8"
+    )  # so that what lies beside x.gguf carries its name
     place, _ = export(str(made.path), "gguf", SILENT, out=tmp_path / "x.gguf")
     assert place.exists()
     card = (tmp_path / "x.README.md").read_text(encoding="utf-8")

@@ -107,8 +107,8 @@ class QualityReport:
         base = self.base_speed.get(one.name)
         cells += [
             changed,
-            _speed(one.speed.prompt if one.speed else None, base.prompt if base else None),
-            _speed(one.speed.answer if one.speed else None, base.answer if base else None),
+            _speed(one.speed.prompt if one.speed else None, base.prompt if base else None, is_reference),
+            _speed(one.speed.answer if one.speed else None, base.answer if base else None, is_reference),
         ]
         return [*cells, "–" if is_reference else VERDICTS[self.verdict(one)]]
 
@@ -134,9 +134,8 @@ class QualityReport:
                 cells = [percent(rise(found, theirs)), _kl(found.mean_kl), *([_kl(found.p95_kl)] if wide else [])]
                 cells += [f"{found.top1:.1%}", *(_kl(one.figures[n].mean_kl) for n in others), _share(one.changed)]
             word = "–" if one is self.reference else VERDICTS[self.verdict(one)]
-            table.append(
-                [one.name, size(one.bytes), *cells, _speed(one.speed.answer if one.speed else None, None), word]
-            )
+            speed = _speed(one.speed.answer if one.speed else None, None, one is self.reference)
+            table.append([one.name, size(one.bytes), *cells, speed, word])
         return [*header, "changed", "tok/s", "verdict"], table
 
     def _other(self, found: Figures, name: str) -> str:
@@ -153,7 +152,8 @@ class QualityReport:
         lines += [
             f"Against the 16-bit model {self.numbers}. KL in nats, the mean and the 95th percentile over all positions; top-1: how often "
             "both find the same token most likely; changed answers: greedy answers that differ in any word. "
-            "Speed: on this machine, in brackets against 16 bit in the same engine where that was measured.",
+            "Speed: on this machine, in brackets against 16 bit in the same engine where that was measured; that of the first row, in "
+            "brackets, is transformers', which is no measure for a GGUF in llama.cpp.",
             "",
             *(f"- {name}: {words}" for name, words in self.texts.items()),
             *(f"- {note}" for note in self.all_notes),
@@ -199,9 +199,12 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _speed(value: float | None, base: float | None) -> str:
+def _speed(value: float | None, base: float | None, in_transformers: bool) -> str:
+    """``in_transformers``: of the 16-bit model, which is not asked in the engine of the exports beside it."""
     if value is None:
         return "–"
+    if in_transformers:
+        return f"({value:.0f})"
     return f"{value:.0f}" + (f" (× {value / base:.2f})" if base else "")
 
 

@@ -117,7 +117,7 @@ def number(value: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in MB or GB of 10^6 and 10^9."""
+    """Bytes in kB, MB or GB of 10^3, 10^6 and 10^9."""
     if count >= 9_995_000:
         return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-    return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count / 1e3:.2f} kB"

@@ -25,9 +25,9 @@ from tunesmith.config.progress import Progress
 from tunesmith.export.awq_pairs import Before, find, multiply
 from tunesmith.export.block_files import BlockFiles
 from tunesmith.export.by_block import Done, Tensors, packable, through_blocks
-from tunesmith.export.changes import FLOATS
 from tunesmith.export.gptq_solver import Grid, Rounded, to_nearest
 from tunesmith.export.layerwise import Layerwise
+from tunesmith.export.numbers import FLOATS
 from tunesmith.models.quantization._stored_linear import awq_weight, awq_words
 
 TRIED = 10
@@ -202,7 +202,7 @@ def _kept_parameters(model: Layerwise, i: int, changed: Sequence[str]) -> Tensor
             continue
         stored = model.tensor_name(i, name)
         parameter = model.blocks[i].get_parameter(name)
-        tensors[stored] = parameter.data.to(getattr(torch, FLOATS[model.stored[stored].dtype]))
+        tensors[stored] = parameter.data.to(getattr(torch, FLOATS[model.stored[stored].served]))
         parameter.data = tensors[stored].float()
     return tensors
 

@@ -20,6 +20,9 @@ from filelock import FileLock, Timeout
 from tunesmith.config.errors import ExportError, UserError
 from tunesmith.config.files import sync_folder
 
+FOR_PROGRAMS = ("stop_token_ids", "unexpected", "joined")
+"""Figures of a report that people cannot do anything with."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -32,7 +35,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """What was checked, in words: a line for each figure; tables of figures are for programs and left out."""
-        told = {name.replace("_", " "): value for name, value in self.checks.items() if not isinstance(value, dict)}
+        shown = {name: value for name, value in self.checks.items() if name not in FOR_PROGRAMS}
+        told = {name.replace("_", " "): value for name, value in shown.items() if not isinstance(value, dict)}
         return [f"{name}: {_in_words(value)}" for name, value in told.items()]
 
 

@@ -11,12 +11,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from tunesmith.config.errors import ExportError
+from tunesmith.export.numbers import FLOATS
 from tunesmith.export.tensor_files import BUFFER, ITEM_BYTES, PlannedTensor, StoredTensor
 
 if TYPE_CHECKING:
     import torch
 
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 FEWEST = 16
 """Rows of a block. A product with fewer than 4 rows is summed in another order, so its last bits are not those of the whole."""
 Blocks = Callable[[], "Iterator[tuple[int, torch.Tensor]]"]
@@ -36,10 +36,12 @@ class Change(Protocol):
         ``dtype`` is what the weight is stored as. The step may change the rows it is given."""
 
 
-def merged(weight: StoredTensor, changes: Sequence[Change], name: str, dtype: str | None = None) -> PlannedTensor:
+def merged(
+    weight: StoredTensor, changes: Sequence[Change], name: str, dtype: str | None = None, *, exact: bool = False
+) -> PlannedTensor:
     """``weight`` with ``changes`` made in order, as a tensor to write under ``name``. Raises ExportError when they do not fit.
 
-    ``dtype``: the type to write (``BF16`` …), by default the weight's own.
+    ``dtype``: the type to write (``BF16`` …), by default the weight's own. ``exact``: nothing is rounded before it is written.
 
     This is what peft's ``merge_and_unload`` computes, bit for bit on a CPU: it keeps adapters in float32 and rounds the sum once. (Its
     ``safe_merge`` rounds the delta to the weight's type first, so it may differ there in the last bit.) Of several changes
@@ -57,15 +59,28 @@ def merged(weight: StoredTensor, changes: Sequence[Change], name: str, dtype: st
                 hint="adapter and base do not belong together; see base_model_name_or_path in the adapter's adapter_config.json",
             )
     written = dtype or weight.dtype
-    return PlannedTensor(name, written, weight.shape, lambda: _bytes(weight, changes, written))
+    return PlannedTensor(name, written, weight.shape, lambda: _bytes(weight, changes, written, exact))
 
 
-def _bytes(weight: StoredTensor, changes: Sequence[Change], dtype: str) -> Iterator[memoryview]:
+def _bytes(weight: StoredTensor, changes: Sequence[Change], dtype: str, exact: bool) -> Iterator[memoryview]:
     import torch
 
     written = getattr(torch, FLOATS[dtype])
-    for _, rows in _opened(weight, changes)():
-        yield bytes_of(rows.to(written))
+    for _, rows in _opened(weight, changes, exact)():
+        yield bytes_of(rounded(rows, written, weight.name))
+
+
+def rounded(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """``values`` in ``dtype``. Raises ExportError when a number of the weight ``name`` is too large for it."""
+    import torch
+
+    found = values.to(dtype)
+    if dtype == torch.float16 and values.dtype != dtype and not bool(found.isfinite().all()):
+        raise ExportError(
+            f"{name} holds numbers beyond 65504, where float16 ends (or none at all)",
+            hint="dtype=bfloat16 or dtype=float32 hold them",
+        )
+    return found
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -76,14 +91,15 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return flat
 
 
-def _opened(weight: StoredTensor, changes: Sequence[Change]) -> Blocks:
+def _opened(weight: StoredTensor, changes: Sequence[Change], exact: bool) -> Blocks:
     """Reads ``weight`` with the changes made."""
     import torch
 
     if not changes:
         return lambda: _rows(weight)
-    before = _opened(weight, changes[:-1])
-    step = changes[-1].open(before, getattr(torch, FLOATS[weight.dtype]))
+    before = _opened(weight, changes[:-1], exact)
+    kind = getattr(torch, FLOATS[weight.dtype])
+    step = changes[-1].open(before, torch.promote_types(kind, torch.float32) if exact else kind)
     return lambda: ((start, step(rows, start)) for start, rows in before())
 
 
@@ -128,11 +144,18 @@ def same_values(first: StoredTensor, second: StoredTensor) -> bool:
     return all(torch.equal(one, other) for (_, one), (_, other) in zip(_rows(first), _rows(second), strict=True))
 
 
+def as_it_is(tensor: StoredTensor, name: str | None = None, dtype: str | None = None) -> PlannedTensor:
+    """``tensor`` to write under ``name`` (its own), in the type ``dtype`` (its own)."""
+    if dtype in (None, tensor.dtype):
+        return PlannedTensor(name or tensor.name, tensor.dtype, tensor.shape, tensor.chunks)
+    return PlannedTensor(name or tensor.name, str(dtype), tensor.shape, lambda: converted(tensor, str(dtype)))
+
+
 def converted(tensor: StoredTensor, dtype: str) -> Iterator[memoryview]:
     """The bytes of ``tensor`` rounded to the stored type ``dtype`` (``BF16`` …), a chunk at a time."""
     import torch
 
     stored, wanted = getattr(torch, FLOATS[tensor.dtype]), getattr(torch, FLOATS[dtype])
     for chunk in tensor.chunks(BUFFER):
-        part = torch.frombuffer(bytearray(chunk), dtype=stored).to(wanted)
-        yield bytes_of(part)
+        part = torch.frombuffer(bytearray(chunk), dtype=stored)
+        yield bytes_of(rounded(part, wanted, tensor.name))

@@ -113,6 +113,40 @@ def copy_licences(sources: list[Path], out: Path) -> list[str]:
     return list(copied)
 
 
+HOW_TO_RUN = """## How to run it
+
+In vLLM, or in transformers (in place of `FOLDER`: this folder, or its name on a hub):
+
+```sh
+vllm serve FOLDER
+```
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "FOLDER")
+print(chat([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]["content"])
+```
+"""
+HOW_TO_RUN_ADAPTER = """## How to run it
+
+In vLLM, or in transformers with peft (in place of `BASE`: the base above; `FOLDER`: this folder, or its name on a hub):
+
+```sh
+vllm serve BASE --enable-lora --lora-modules tuned=FOLDER
+```
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, pipeline
+
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
+chat = pipeline("text-generation", model, tokenizer=AutoTokenizer.from_pretrained("FOLDER"))
+print(chat([{"role": "user", "content": "Hello"}])[0]["generated_text"][-1]["content"])
+```
+"""
+
+
 def model_card(
     base: Path, base_name: str | None, facts: Sequence[str], *, library: str = "transformers", relation: str | None = None,
     tags: Sequence[str] = (), more: str = "",

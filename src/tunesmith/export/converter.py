@@ -86,9 +86,9 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
         encoding="utf-8",
     )
     progress.start(f"convert to {job.get('level', job['type'])}", expected_bytes, "B")
-    child = None
+    child, growing = None, log.with_name(f".{log.name}")  # hidden, for whoever is killed leaves it
     try:
-        child, done = converter_process.start(job_file, converter_folder(), _environment(), log), 0
+        child, done = converter_process.start(job_file, converter_folder(), _environment(), growing), 0
         while child.poll() is None:
             time.sleep(0.02)
             size = out.stat().st_size if out.exists() else 0
@@ -99,13 +99,14 @@ def convert(staged: Path, out: Path, job: dict[str, Any], expected_bytes: int, l
             if child.poll() is None:
                 child.kill()
             child.wait()
-        log.unlink(missing_ok=True)
+        growing.unlink(missing_ok=True)
         raise
     if child.returncode != 0 or not out.exists():
         progress.finish("failed")
+        growing.replace(log)
         raise _failure(log, child.wait())
     progress.finish()
-    log.unlink()
+    growing.unlink()
 
 
 def _environment() -> dict[str, str]:

@@ -33,7 +33,14 @@ class Level:
 _LEVELS = (
     Level("f32", 0, "F32", 32.0, 1e-3, "the numbers of a model trained in fp32; for tests"),
     Level("f16", 1, "F16", 16.0, 1e-3, "nothing is lost; what everything else is compared with"),
-    Level("bf16", 32, "BF16", 16.0, 2e-3, "bf16 weights bit for bit; slower than f16 on many CPUs"),
+    Level(
+        "bf16",
+        32,
+        "BF16",
+        16.0,
+        0.02,
+        "a base in bf16 bit for bit; too coarse for small changes by training, for which f16 is better",
+    ),
     Level("q8_0", 7, "Q8_0", 8.5, 0.02, "half of f16, no difference anyone notices"),
     Level("q6_k", 18, "Q6_K", 6.56, 0.02, "as good as q8_0 for most uses"),
     Level("q5_1", 9, "Q5_1", 6.0, 0.06, "older than q5_k; for widths that are no multiple of 256"),

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunesmith.config.errors import ExportError
-from tunesmith.export.changes import FLOATS, bytes_of
+from tunesmith.export.changes import bytes_of
 from tunesmith.export.ggml_quantize import Quantizer
 from tunesmith.export.gguf_check import ROPE, is_turned, name_map
 from tunesmith.export.gguf_file import GgufTensor, read_gguf
+from tunesmith.export.numbers import FLOATS
 from tunesmith.export.tensor_files import ITEM_BYTES, StoredTensor
 
 if TYPE_CHECKING:

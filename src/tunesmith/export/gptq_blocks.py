@@ -82,7 +82,7 @@ def _block(
             errors[stored] = output_error(before, module.weight, hessian)
             tensors |= {f"{stored}.{key}": tensor for key, tensor in one.items()}
             start = end
-            progress.advance(1, f"{stored}: {errors[stored]:.2%}")
+            progress.advance(1, f"{stored}: error {errors[stored]:.2%}")
     kept = [model.weight_name(i, n).removesuffix(".weight") for n in model.linears[i]]
     kept = [name for name in kept if name not in errors]
     progress.advance(len(kept))

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from tunesmith.config.errors import ExportError
-from tunesmith.export.changes import FLOATS, loaded
+from tunesmith.export.changes import loaded
 from tunesmith.export.experts import empty_model, stored_parts
+from tunesmith.export.numbers import FLOATS
 from tunesmith.export.tensor_files import StoredTensor
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ExportError
-from tunesmith.export.changes import FLOATS, Blocks, Step, load
+from tunesmith.export.changes import Blocks, Step, load
+from tunesmith.export.numbers import FLOATS
 from tunesmith.export.tensor_files import StoredTensor
 from tunesmith.models.adapters.combine import by_pattern
 

@@ -15,6 +15,7 @@ from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import Progress
 from tunesmith.export import companions
 from tunesmith.export.base import proved, whole_or_nothing
+from tunesmith.export.changes import as_it_is
 from tunesmith.export.facts import hub_name
 from tunesmith.export.load_back import check_loads
 from tunesmith.export.model_config import completed, load_config, stop_tokens
@@ -86,7 +87,8 @@ def write_checkpoint(
         written = write_shards(work, tensors, SHARD_BYTES, progress)
         (work / JOURNAL).unlink()
         progress.finish()
-        card = companions.model_card(source, hub_name(None, raw, source), [*facts, "made with Tunesmith"])
+        done = [*facts, "made with Tunesmith"]
+        card = companions.model_card(source, hub_name(None, raw, source), done, more=companions.HOW_TO_RUN)
         companions.write_beside(work, settings, source, stops, source, template, [source], card)
         checks = check_loads(work, read, source, template)
         companions.write_checksums(work, written.sums)
@@ -95,5 +97,5 @@ def write_checkpoint(
 
 
 def unchanged(tensor: StoredTensor) -> PlannedTensor:
-    """``tensor`` as it is."""
-    return PlannedTensor(tensor.name, tensor.dtype, tensor.shape, tensor.chunks)
+    """``tensor`` as it is, in the type it is to be served as."""
+    return as_it_is(tensor, dtype=tensor.served)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tunesmith.config.errors import ExportError
+from tunesmith.export.numbers import FLOATS
 from tunesmith.export.tensor_files import BUFFER, ITEM_BYTES, PlannedTensor, StoredTensor
 
 
@@ -17,8 +18,8 @@ class Rows:
     values: StoredTensor
 
 
-def with_rows(old: StoredTensor, rows: Rows, name: str) -> PlannedTensor:
-    """``old`` [v, d] with ``rows`` in place of its own, and after its last row when they lie there. Raises ExportError.
+def with_rows(old: StoredTensor, rows: Rows, name: str, dtype: str | None = None) -> PlannedTensor:
+    """``old`` [v, d] with ``rows`` in place of its own, and after its last row when they lie there, as ``dtype`` (its own). Raises ExportError.
 
     Read and written in blocks of rows.
     """
@@ -30,19 +31,25 @@ def with_rows(old: StoredTensor, rows: Rows, name: str) -> PlannedTensor:
             hint="adapter and base do not belong together",
         )
     shape = (old.shape[0] + len(beyond), old.shape[1])
-    return PlannedTensor(name, old.dtype, shape, lambda: _chunks(old, rows, beyond))
+    written = dtype or old.dtype
+    return PlannedTensor(name, written, shape, lambda: _chunks(old, rows, beyond, written))
 
 
-def _chunks(old: StoredTensor, rows: Rows, beyond: list[int]) -> Iterator[bytes]:
-    from tunesmith.export.changes import converted
+def _chunks(old: StoredTensor, rows: Rows, beyond: list[int], dtype: str) -> Iterator[bytes]:
+    import torch
 
-    width = old.shape[1] * ITEM_BYTES[old.dtype]
-    new = b"".join(converted(rows.values, old.dtype))
+    from tunesmith.export.changes import bytes_of, converted, rounded
+
+    stored, written = (getattr(torch, FLOATS[kind]) for kind in (old.dtype, dtype))
+    width, read = old.shape[1] * ITEM_BYTES[dtype], old.shape[1] * ITEM_BYTES[old.dtype]
+    new = b"".join(converted(rows.values, dtype))
     value = {row: new[i * width : (i + 1) * width] for i, row in enumerate(rows.which)}
-    block = max(1, BUFFER // width)
+    block = max(1, BUFFER // max(width, read))
     for start in range(0, old.shape[0], block):
         end = min(old.shape[0], start + block)
-        part = bytearray().join(old.read(start * width, end * width))
+        part = bytearray().join(old.read(start * read, end * read))
+        if dtype != old.dtype:
+            part = bytearray(bytes_of(rounded(torch.frombuffer(part, dtype=stored), written, old.name)))
         for row in rows.which:
             if start <= row < end:
                 part[(row - start) * width : (row - start + 1) * width] = value[row]

@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.config.files import write_json
 from tunesmith.config.progress import Progress
 from tunesmith.export.base import LOCK
-from tunesmith.export.tensor_files import INDEX, ITEM_BYTES, SINGLE, PlannedTensor
+from tunesmith.export.tensor_files import INDEX, ITEM_BYTES, SERVED, SINGLE, PlannedTensor
 
 JOURNAL = "unfinished.json"
 """In a folder that is being written; gone when it is complete."""
@@ -106,6 +106,14 @@ def write_shards(
     return Shards(sums, tuple(kept))
 
 
+def _serves(tensors: Sequence[PlannedTensor]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for tensor in tensors:
+        if tensor.serves not in (None, tensor.dtype):
+            found.setdefault(str(tensor.serves), []).append(tensor.name)
+    return found
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns
@@ -123,7 +131,10 @@ def _write_file(
     Returns the SHA-256 to come. Raises OSError; then the file is gone.
     """
     ordered = sorted(tensors, key=lambda t: -ITEM_BYTES[t.dtype])  # wide types first keeps every tensor aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    metadata, serves = {"format": "pt"}, _serves(ordered)
+    if serves:
+        metadata[SERVED] = json.dumps(serves)
+    header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for tensor in ordered:
         header[tensor.name] = {

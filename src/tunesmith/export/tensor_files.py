@@ -16,6 +16,8 @@ from tunesmith.config.errors import ExportError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SERVED = "tunesmith.served"
+"""In a file's metadata: JSON, type -> names of the tensors that are to be served as it and are stored in a finer one."""
 BUFFER = 8 * 2**20
 """Bytes read or merged at once."""
 ITEM_BYTES = {
@@ -33,7 +35,10 @@ def damaged(file: Path) -> str:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a file: ``dtype`` as safetensors spells it (``BF16``), ``offset`` and ``nbytes`` within ``file``."""
+    """One tensor in a file: ``dtype`` as safetensors spells it (``BF16``), ``offset`` and ``nbytes`` within ``file``.
+
+    ``serves``: the type that the file names for it in what is made of the model, where that is not its own (``numbers``).
+    """
 
     name: str
     file: Path
@@ -41,6 +46,12 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    serves: str | None = None
+
+    @property
+    def served(self) -> str:
+        """The type it has in what is made of the model, if that stores it as a float."""
+        return self.serves or self.dtype
 
     def chunks(self, size: int = BUFFER) -> Iterator[bytes]:
         """The raw bytes, at most ``size`` at a time."""
@@ -71,12 +82,16 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor to write: its bytes come from ``chunks`` when their turn comes, in pieces that are not changed afterwards."""
+    """One tensor to write: its bytes come from ``chunks`` when their turn comes, in pieces that are not changed afterwards.
+
+    ``serves``: the type it is to be served as, where that is not ``dtype``.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes | memoryview]]
+    serves: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -108,12 +123,13 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if size < 8 or not 2 <= length <= min(size - 8, 100_000_000):
                 raise ExportError(f"{file} is not a whole safetensors file ({size} bytes)", hint=damaged(file))
             header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
+        serves = {name: kind for kind, names in json.loads(metadata.get(SERVED, "{}")).items() for name in names}
         found = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             shape = tuple(int(n) for n in entry["shape"])
-            tensor = StoredTensor(name, file, entry["dtype"], shape, 8 + length + begin, end - begin)
+            tensor = StoredTensor(name, file, entry["dtype"], shape, 8 + length + begin, end - begin, serves.get(name))
             if tensor.dtype not in ITEM_BYTES:
                 raise ExportError(f"{file}: {name} has the unknown type {tensor.dtype}")
             if tensor.nbytes != math.prod(shape) * ITEM_BYTES[tensor.dtype] or begin < 0:

@@ -1,6 +1,7 @@
 """Weights learned in full (all of a model, or some of it) in place of their base's, as tensors to write one after the other.
 
-The result has the base's names and number types: learned values are rounded once from the numbers they were learned in.
+The result has the base's names, and its number types unless others are asked for: learned values are rounded once from the numbers they
+were learned in.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.config.errors import ExportError
-from tunesmith.export.changes import FLOATS, bytes_of, converted, loaded
+from tunesmith.export.changes import as_it_is, bytes_of, converted, loaded
+from tunesmith.export.changes import rounded as rounded_to
 from tunesmith.export.model_config import model_class
+from tunesmith.export.numbers import FLOATS, Numbers
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_model
 from tunesmith.models.trained import DESCRIPTION, STEM, Form, read_form
 
@@ -51,13 +54,18 @@ def read_trained(folder: Path) -> Trained:
 
 
 def plan(
-    stored: Mapping[str, StoredTensor], trained: Trained, tied: Mapping[str, str], config: Any
+    stored: Mapping[str, StoredTensor],
+    trained: Trained,
+    tied: Mapping[str, str],
+    config: Any,
+    numbers: Numbers | None = None,
 ) -> list[PlannedTensor]:
     """What to write: the base's tensors in their order, those that were learned replaced, new layers in their places.
 
     ``config``: transformers' config of the learned model. Tied weights are learned together and written once. Raises ExportError
-    when base and weights do not belong together.
+    when base and weights do not belong together. ``numbers``: the types to write.
     """
+    numbers = numbers or Numbers()
     expected = dict(_grown(stored, trained.form))
     for output, shared in tied.items():
         if shared in expected:
@@ -69,11 +77,12 @@ def plan(
     tensors = []
     for name, (old, copied) in expected.items():
         if name in found:
-            tensors.append(_replacement(trained, name, old, found[name], int(config.get_text_config().vocab_size)))
+            vocabulary = int(config.get_text_config().vocab_size)
+            tensors.append(_replacement(trained, name, old, found[name], vocabulary, numbers))
         elif copied:
             raise _wrong(trained, f"{name} of a new layer is missing")
         else:
-            tensors.append(PlannedTensor(name, old.dtype, old.shape, old.chunks))
+            tensors.append(as_it_is(old, name, numbers.of(old.dtype)))
     return tensors
 
 
@@ -132,7 +141,7 @@ def _converted_group(group: list[StoredTensor], model: Any, at_hand: dict[str, t
             at_hand.clear()
             at_hand.update(revert_weight_conversion(model, {t.name: loaded(t) for t in group}))
         wanted = getattr(torch, FLOATS[dtype])
-        yield bytes_of(at_hand[name].to(wanted))
+        yield bytes_of(rounded_to(at_hand[name], wanted, name))
 
     forms = {t.name: torch.empty(t.shape, dtype=getattr(torch, FLOATS[t.dtype]), device="meta") for t in group}
     return {
@@ -145,14 +154,16 @@ def _rounded(tensor: StoredTensor, dtype: str) -> Iterable[bytes | memoryview]:
     return tensor.chunks() if dtype == tensor.dtype else converted(tensor, dtype)
 
 
-def _replacement(trained: Trained, name: str, old: StoredTensor, new: Learned, vocabulary: int) -> PlannedTensor:
+def _replacement(
+    trained: Trained, name: str, old: StoredTensor, new: Learned, vocabulary: int, numbers: Numbers
+) -> PlannedTensor:
     longer = new.shape[1:] == old.shape[1:] and new.shape[0] == vocabulary > old.shape[0]
     if new.shape != old.shape and not longer:
         raise _wrong(
             trained, f"{name} is {list(old.shape)} in the base and {list(new.shape)} among the learned weights"
         )
-    dtype = old.dtype if old.dtype in FLOATS and new.dtype in FLOATS else new.dtype
-    return PlannedTensor(name, dtype, new.shape, lambda: new.rounded(dtype))
+    dtype = numbers.of(old.dtype, new.dtype)
+    return PlannedTensor(name, dtype, new.shape, lambda: new.rounded(dtype), numbers.serves(old.dtype))
 
 
 def _wrong(trained: Trained, what: str) -> ExportError:

@@ -156,6 +156,7 @@ class Maker:
     def ladder(self, source: Path | None = None) -> list[tuple[str, int]]:
         """Levels to choose from with their estimated bytes, smallest first; those that this model cannot have fall out."""
         found = []
+        self.progress.start("estimating the sizes of the levels")
         for level in levels_of(self.plugin):
             if level in PASSED_OVER:
                 continue
@@ -164,6 +165,7 @@ class Maker:
             except ExportError as error:
                 if source is None:
                     self.progress.say(f"{level} is passed over: {error.message}")
+        self.progress.finish()
         return sorted(found, key=lambda pair: pair[1])
 
 

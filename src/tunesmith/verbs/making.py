@@ -25,6 +25,7 @@ from tunesmith.config.plugins import names, suggestion
 from tunesmith.config.progress import Progress
 from tunesmith.export import record
 from tunesmith.export.base import Report, home_of
+from tunesmith.export.numbers import learned_in
 from tunesmith.verbs.calibration import calibration_rows
 from tunesmith.verbs.merged import TARGETS, merged_folder, prove, slug
 from tunesmith.verbs.provenance import provenance
@@ -197,6 +198,8 @@ def make(
         return report
 
     parts = made_from(target, plugin, config, offers.get("calibration") if tokens else None)
+    if merged is not None and (fine := learned_in(merged)) is not None:
+        parts["numbers"] = fine  # of the merged model it is made from
     taken = taken_or_made(place, parts, export, progress, named=out is not None, trial=trial)
     if not taken.fresh:
         progress.say(f"{place} is there already, made from the same, and is taken")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ from typing import Any
 from tunesmith.config.errors import ExportError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
-from tunesmith.export.base import Report
+from tunesmith.export import record
+from tunesmith.export.base import Report, partial_of, size_of
 from tunesmith.export.fingerprint import of_folder
+from tunesmith.export.numbers import FLOATS
+from tunesmith.export.tensor_files import ITEM_BYTES, read_model
 from tunesmith.verbs.provenance import provenance
 from tunesmith.verbs.taken import made_from, taken_or_made
 from tunesmith.verbs.targets import Target, open_weights, renderer_of
@@ -28,8 +33,13 @@ def slug(target: Target) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:60] or "model"
 
 
+NUMBERS = ("F32", "F16")
+"""What a merged model that something else is made of holds learned weights in: as exact as they were learned, or where the disk has no
+room for that, in as many bytes as the base's and up to 8 times finer (``export.numbers``)."""
+
+
 def merged_folder(target: Target, progress: Progress) -> Path:
-    """The whole model of a target in the base's numbers: the base as it is, or with what was learned (kept with the run, made once).
+    """The whole model of a target: the base as it is, or with what was learned, unrounded (kept with the run, made once).
 
     One that lies there is taken when it was made from this base and this adapter (``verbs.taken``).
     """
@@ -41,17 +51,35 @@ def merged_folder(target: Target, progress: Progress) -> Path:
     out = parent / f"merged-{learned.name}{own}"
     hf = load_plugin(TARGETS, "hf")
     config = hf.Config()
+    plain = made_from(target, hf, config)
+    there = [n for n in NUMBERS if out.exists() and record.difference(out, plain | {"numbers": n}) is None]
+    numbers = there[0] if there else _numbers_for(target.base.folder, out, progress)
 
     def make(place: Path) -> Report:
         from tunesmith.render.stop import stop_token_ids
 
         stops = stop_token_ids(renderer_of(target))
         made: Report = hf.export(
-            learned, place, config, progress, base=target.base.folder, stop_token_ids=stops, told=provenance(target)
-        )
+            learned, place, config, progress, base=target.base.folder, stop_token_ids=stops, told=provenance(target),
+            learned_in=numbers,
+        )  # fmt: skip
         return made
 
-    return taken_or_made(out, made_from(target, hf, config), make, progress).report.out
+    return taken_or_made(out, plain | {"numbers": numbers}, make, progress).report.out
+
+
+def _numbers_for(base: Path, out: Path, progress: Progress) -> str:
+    """float32 where the disk holds the whole model so and half as much again for what is made of it."""
+    exact = sum(math.prod(t.shape) * ITEM_BYTES["F32"] for t in read_model(base).values() if t.dtype in FLOATS)
+    at = next(p for p in [out.parent, *out.parent.parents] if p.exists())
+    begun = partial_of(out)
+    free = shutil.disk_usage(at).free + (size_of(begun) if begun.exists() else 0)
+    if free > 1.5 * exact + 2**28:
+        return NUMBERS[0]
+    progress.say(
+        f"{at} has {free / 1e9:.1f} GB free: the merged model is kept in float16 instead of float32, where very small changes are rounded away"
+    )
+    return NUMBERS[1]
 
 
 def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -60,7 +88,7 @@ def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
     What this machine has no memory for is said and stands in the report. Raises ExportError when it answers otherwise.
     """
     from tunesmith.verbs.opening import NoRoomError, ran_out_of_memory, room_to_ask
-    from tunesmith.verbs.proof import Evidence, check_merge
+    from tunesmith.verbs.proof import NOTABLE, Evidence, check_merge
 
     if (folder / "adapter_config.json").is_file():
         return _prove_adapter(target, folder, progress)
@@ -74,6 +102,8 @@ def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
             if hop
             else evidence.missing[0]
         )
+        if hop is not None and hop.off > NOTABLE:
+            found["rounded away"] = f"{hop.off:.0%} of the way back from the trained model to the untrained base"
     try:
         room_to_ask(Target(target.name, replace(target.base, folder=folder)))
         question, answer = ask(target, folder, progress)

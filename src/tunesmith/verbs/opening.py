@@ -160,7 +160,7 @@ def ways(target: Target, sequences: Sequence[Sequence[int]], *, as_trained: bool
     whole = [Way("fp32", place, _weight(stored, 4) + more) for place in places]
     kinds: Counter[str] = Counter()
     for tensor in stored.values():
-        kinds[tensor.dtype] += tensor.nbytes
+        kinds[tensor.served] += tensor.nbytes
     half = NAMES.get(kinds.most_common(1)[0][0])
     halves = [Way(half, place, _weight(stored, 2) + more) for place in places] if half is not None else []
     yield from whole

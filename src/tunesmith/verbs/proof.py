@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tunesmith.config.progress import Progress
 from tunesmith.export import record
 from tunesmith.export.base import NotProvedError, set_aside
 from tunesmith.export.gguf_levels import LEVELS
+from tunesmith.export.numbers import learned_in
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
 from tunesmith.verbs.opening import MORE, NoRoomError, Way, opened, ran_out_of_memory
@@ -29,7 +31,13 @@ MERGE_BOUND = 0.02
 BROKEN = 5.0
 """So many times the usual is no rounding any more: the file is refused. (Weights learned by heart from a handful of rows
 lose more in 8 bits than usual, measured up to 1.6 times; other weights or tokens give hundreds of times.)"""
-
+EXACT_BOUND = 1e-3
+"""The same for a merged model that holds what was learned unrounded (``export.numbers``); measured: 1e-7 (float32) and 1e-4 (float16)."""
+NOISE = 1e-5
+"""Below this mean KL (nats) two models are one in other orders of summing."""
+NOTABLE, MOST = 0.1, 0.5
+"""Parts of the distance between trained model and untrained base: from the one on it is told that rounding took something of what was
+learned away; beyond the other it is most of it."""
 
 TOO_COARSE = "; this type may be too coarse here, f16 is finer"
 F16_ENDS = "; llama.cpp rounds what enters F16 weights to F16, which ends at 65504: bf16 and f32 hold what is larger inside a model"
@@ -44,11 +52,18 @@ class Hop:
     figures: Parity
     usual: float
     how: str = ""
+    moved: float | None = None
+    """Mean KL (nats) from the trained model to its untrained base, where that was measured: what the training changed."""
+
+    @property
+    def off(self) -> float:
+        """How far the result is from the trained model, of the way from there to the untrained base (0 where that is not known): for small
+        differences a KL grows with the square of them."""
+        return math.sqrt(self.figures.mean_kl / self.moved) if self.moved else 0.0
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: {in_words(self.figures)} (usual: below {self.usual:g}{'; ' if self.how else ''}{self.how})"
-        )
+        lost = f"; {self.off:.0%} of the way back to the untrained base" if self.off > NOTABLE else ""
+        return f"{self.name}: {in_words(self.figures)}{lost} (usual: below {self.usual:g}{'; ' if self.how else ''}{self.how})"
 
 
 @dataclass
@@ -245,7 +260,8 @@ def check_merge(
         try:
             return opened(which, renderer, name, sequences, work, progress, as_trained=as_trained)
         except NoRoomError as error:
-            evidence.leave_out(hop, error, progress)
+            if hop:
+                evidence.leave_out(hop, error, progress)
             return None
 
     merged = Target(target.name, replace(target.base, folder=folder))
@@ -256,14 +272,24 @@ def check_merge(
     whole = remembered(merged, "merged", hop)
     trained = remembered(target, "trained", hop) if whole is not None else None
     if whole is not None and trained is not None:
-        figures, bound = parity(trained, whole, sequences), MERGE_BOUND + trained.slack + whole.slack
-        evidence.hops.append(Hop(hop, figures, bound, "; ".join(one.how for one in (trained, whole) if one.how)))
-        if not figures.mean_kl <= bound:
+        numbers = learned_in(folder)
+        figures = parity(trained, whole, sequences)
+        bound = (MERGE_BOUND if numbers is None else EXACT_BOUND) + trained.slack + whole.slack
+        moved = None
+        if NOISE < figures.mean_kl <= bound and trained.slack == whole.slack == 0:
+            base = remembered(replace(target, learned=None), "base", "")
+            moved = _divergence(trained, base, sequences) if base is not None else None
+            del base
+        made = Hop(hop, figures, bound, "; ".join(one.how for one in (trained, whole) if one.how), moved)
+        evidence.hops.append(made)
+        if not figures.mean_kl <= bound or (made.off > MOST and numbers == "F32"):
             raise MergeRefutedError(
                 f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
                 hint=f"rounding alone stays below a mean KL of {bound:g}; do not use this folder, remove it and export again",
             )
         progress.finish(in_words(figures))
+        if made.off > NOTABLE:
+            progress.say(f"{'WARNING' if made.off > MOST else 'warning'}: {_rounded_away(made, folder, numbers)}")
     del trained
     original = target.original
     quantize = target.config.model.quantize if target.config is not None else None
@@ -277,6 +303,30 @@ def check_merge(
             progress.finish(in_words(difference))
             quantized.warn_of_difference(difference.mean_kl, progress)
     return whole, sequences
+
+
+def _divergence(trained: Remembered, base: Remembered, sequences: Sequence[tuple[int, ...]]) -> float | None:
+    """Mean KL (nats) of the untrained base from the trained model; None where tokens were added, so that they cannot be compared."""
+    from tunesmith.evaluate.parity import parity
+
+    try:
+        return parity(trained, base, sequences).mean_kl
+    except UserError:
+        return None
+
+
+def _rounded_away(hop: Hop, folder: Path, numbers: str | None) -> str:
+    from tunesmith.export.tensor_files import read_json
+
+    kind = read_json(folder / "config.json").get("dtype", "its numbers") if numbers is None else "float16"
+    part = "most" if hop.off > MOST else "a part"
+    less = "with more room on the disk float32 is taken, which loses nothing"
+    if numbers is None:
+        less = "dtype=float32 loses nothing, dtype=float16 is 8 times finer in the same size; --to adapter and --to gguf round nothing here"
+    return (
+        f"{kind} is too coarse for what was learned and rounds {part} of it away: the merged model is {hop.off:.0%} as far from the trained "
+        f"one as the untrained base is; {less}"
+    )
 
 
 def _place_for_distributions() -> Path | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tunesmith.evaluate.tasks.quality import Figures, Measured, Speed
+from tunesmith.export.tensor_files import ITEM_BYTES, read_model
 
 
 def identity(folder: Path) -> list[Any]:
@@ -18,7 +20,8 @@ def identity(folder: Path) -> list[Any]:
 
 
 def weights_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    """Bytes of a model's weights in the numbers that it is served in."""
+    return sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.served] for tensor in read_model(folder).values())
 
 
 def hashed(value: Any) -> str:

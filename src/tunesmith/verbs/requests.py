@@ -46,8 +46,13 @@ else:
 class ExportRequest(Config):
     """Files of the model for other programs."""
 
-    to: Target = setting({"kind": "gguf"}, zh="导出成什么。", basic=True, label=("What to make", "导出格式"))
-    """What to make."""
+    to: Target = setting(
+        {"kind": "gguf"},
+        zh="gguf 供 llama.cpp 与 Ollama 使用；hf、gptq、awq、fp8 供 transformers 与 vLLM 使用；adapter 与 gguf_adapter 只含训练所得。",
+        basic=True,
+        label=("What to make", "导出格式"),
+    )
+    """gguf is for llama.cpp and Ollama; hf, gptq, awq and fp8 for transformers and vLLM; adapter and gguf_adapter hold only what was learned."""
     base: str | None = setting(
         None,
         zh="以量化形式存储的基座的 16 位原模型：适配器合并到它里面。",

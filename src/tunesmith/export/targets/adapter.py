@@ -91,7 +91,8 @@ def export(
         companions.write_template(folder, work, template)
         companions.copy_licences([folder, source], work)
         done = [*told, *facts(adapter, None, Changes(), len(adapter.changes), settings.get("peft_type"), merged=False)]
-        (work / "README.md").write_text(companions.model_card(folder, name, done, library="peft"), encoding="utf-8")
+        card = companions.model_card(folder, name, done, library="peft", more=companions.HOW_TO_RUN_ADAPTER)
+        (work / "README.md").write_text(card, encoding="utf-8")
         checks = check_adapter(work, folder, template)
         checks |= prove(work) if prove is not None else {}
         companions.write_checksums(work, {})

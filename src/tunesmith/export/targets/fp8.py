@@ -10,7 +10,8 @@ from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.base import Report, check_target, size_of
-from tunesmith.export.changes import FLOATS, loaded
+from tunesmith.export.changes import loaded
+from tunesmith.export.numbers import FLOATS
 from tunesmith.export.packed_checkpoint import read_source, unchanged, write_checkpoint
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor
 
@@ -133,18 +134,20 @@ def _float8(tensor: StoredTensor) -> list[PlannedTensor]:
         raise ExportError(f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, not in 16 or 32 bit")
     scale = PlannedTensor(
         tensor.name + "_scale",
-        tensor.dtype,
+        tensor.served,
         (tensor.shape[0], 1),
-        lambda: _bytes(rounded(loaded(tensor), tensor.name)[1]),
+        lambda: _bytes(rounded(loaded(tensor), tensor.name, tensor.served)[1]),
     )
     weight = PlannedTensor(
-        tensor.name, "F8_E4M3", tensor.shape, lambda: _bytes(rounded(loaded(tensor), tensor.name)[0])
+        tensor.name, "F8_E4M3", tensor.shape, lambda: _bytes(rounded(loaded(tensor), tensor.name, tensor.served)[0])
     )
     return [weight, scale]
 
 
-def rounded(weight: torch.Tensor, name: str = "the weight") -> tuple[torch.Tensor, torch.Tensor]:
-    """float8 of ``weight`` [out, in] and its scales [out, 1] in the type of the weight, in which loaders keep them.
+def rounded(
+    weight: torch.Tensor, name: str = "the weight", served: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float8 of ``weight`` [out, in] and its scales [out, 1] in the type that it is served as (its own), in which loaders keep them.
 
     A row is divided by its scale as stored, so that the rounding of the scale costs nothing. Scales below the normal numbers of the type (rows
     of float16 below 0.027), where those that can be stored lie far apart, are rounded up: else the largest weights would not fit, or
@@ -153,10 +156,11 @@ def rounded(weight: torch.Tensor, name: str = "the weight") -> tuple[torch.Tenso
     import torch
 
     largest = torch.finfo(torch.float8_e4m3fn).max
-    rows, kind = weight.float(), torch.finfo(weight.dtype)
+    dtype = getattr(torch, FLOATS[served]) if served is not None else weight.dtype
+    rows, kind = weight.float(), torch.finfo(dtype)
     exact = rows.abs().amax(1, keepdim=True) / largest
     step = kind.smallest_normal * kind.eps
-    scale = torch.where(exact < kind.smallest_normal, (exact / step).ceil() * step, exact).to(weight.dtype)
+    scale = torch.where(exact < kind.smallest_normal, (exact / step).ceil() * step, exact).to(dtype)
     if not bool(scale.isfinite().all()):
         raise ExportError(
             f"{name} holds numbers that are not finite", hint="the model is damaged: does it answer in chat?"

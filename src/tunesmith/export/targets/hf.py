@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.config.base import Config as BaseConfig
 from tunesmith.config.base import setting
@@ -18,7 +19,7 @@ from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export import companions, trained
 from tunesmith.export.adapters import CONFIG, WEIGHTS, Adapter, combined, read_adapters
 from tunesmith.export.base import Report, check_target, partial_of, proved, resumable, size_of
-from tunesmith.export.changes import FLOATS, converted, merged, same_values
+from tunesmith.export.changes import as_it_is, merged, same_values
 from tunesmith.export.facts import facts, hub_name
 from tunesmith.export.fingerprint import fingerprint
 from tunesmith.export.load_back import check_loads
@@ -29,6 +30,7 @@ from tunesmith.export.model_config import (
     stop_tokens,
     tied_names,
 )
+from tunesmith.export.numbers import FLOATS, WRITTEN, Numbers
 from tunesmith.export.rows import with_rows
 from tunesmith.export.shards import JOURNAL, finished, write_shards
 from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json, read_model, same_bytes
@@ -38,7 +40,7 @@ SOURCE = "learned"
 
 
 FOR_OLLAMA = (
-    "for Ollama: `tunesmith export {} --to gguf` makes a GGUF with its Modelfile; Ollama's own import of safetensors "
+    "for Ollama: --to gguf makes a GGUF with its Modelfile, of {}; Ollama's own import of safetensors "
     "refuses some models and reads others wrongly"
 )
 
@@ -53,6 +55,12 @@ class Config(BaseConfig):
         label=("Largest weight file in GB", "权重文件大小上限（GB）"),
     )
     """Largest weight file in GB (10^9 bytes); larger models are split into several files."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = setting(
+        "auto",
+        zh="写入权重所用的数值类型；auto 为基座模型自己的类型。bfloat16 会把很小的训练改动舍入掉：float16 的精度细 8 倍，大小相同；float32 不丢失任何改动。",
+        label=("Number type", "数值类型"),
+    )
+    """Type the weights are written in; auto: the base's own. bfloat16 rounds small changes away: float16 is 8 times finer at the same size, float32 loses nothing."""
 
 
 def export(
@@ -66,12 +74,14 @@ def export(
     chat_template: str | None = None,
     told: Sequence[str] = (),
     prove: Callable[[Path], dict[str, Any]] | None = None,
+    learned_in: str | None = None,
 ) -> Report:
     """Write ``source`` to the new folder ``out`` as a full model.
 
     ``source`` is a peft adapter (merged into ``base``, or into the folder its config names), weights learned in full (put into ``base``,
     in its number types), or a full model (without ``base``: copied and completed). ``stop_token_ids`` are added to the ids that end an answer. ``chat_template`` is the template it was trained with
-    (default: the adapter folder's own, else the base's). ``told``: more lines for the model card. ``prove`` is asked about the finished folder
+    (default: the adapter folder's own, else the base's). ``learned_in`` (``F32`` …): weights that were learned into are written that
+    fine, and told to be served in the base's type (``export.numbers``): for a folder of which something else is made. ``told``: more lines for the model card. ``prove`` is asked about the finished folder
     before it gets its name; what it finds is added to the report. When it raises, the folder is kept as ``out`` with ``.failed``.
 
     Interrupted (killed, Ctrl-C, a full disk), the same call goes on after the shards that were finished. Raises ExportError; then
@@ -91,22 +101,23 @@ def export(
             f"{folder} is stored quantized ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             hint="give the base in its original precision (16 or 32 bit)",
         )
+    numbers = Numbers(WRITTEN.get(config.dtype), learned_in)
     if learned:
-        tensors, still_tied = trained.plan(stored, learned, tied_names(read), read), True
+        tensors, still_tied = trained.plan(stored, learned, tied_names(read), read, numbers), True
     else:
-        tensors, still_tied = plan(stored, adapter, tied_names(read), changes.config.get("vocab_size"))
+        tensors, still_tied = plan(stored, adapter, tied_names(read), changes.config.get("vocab_size"), numbers)
     total, shard = sum(tensor.nbytes for tensor in tensors), int(config.max_shard_size * 1e9)
     inputs = fingerprint(
         tensors,
         {folder / "config.json", *(t.file for t in stored.values())},
         _learned_files(adapters, learned),
-        {"shard": shard},
+        {"shard": shard, "exact": learned_in},
     )
     there = sum((partial_of(out) / name).stat().st_size for name in finished(partial_of(out), inputs))
     check_target(out, total - there + 2 * sum(p.stat().st_size for p in folder.glob("*.json")) + 2**20)
     dtype: Counter[str] = Counter()
     for tensor in tensors:
-        dtype[tensor.dtype] += tensor.nbytes
+        dtype[tensor.serves or tensor.dtype] += tensor.nbytes
     settings = completed(raw, read, FLOATS.get(dtype.most_common(1)[0][0]))
     if not still_tied and tied_names(read):
         for part in [settings, settings.get("text_config")]:
@@ -126,7 +137,7 @@ def export(
         words = source if changes.tokens else folder
         licences = [folder, *([source] if source != folder else [])]
         done = [*told, *facts(adapter, learned, changes, len(tensors), settings.get("dtype"))]
-        card = companions.model_card(folder, hub_name(named, raw, folder), done)
+        card = companions.model_card(folder, hub_name(named, raw, folder), done, more=companions.HOW_TO_RUN)
         companions.write_beside(work, settings, folder, stops, words, template, licences, card)
         checks = check_loads(work, read, words, template)
         checks |= proved(prove, work, out) if prove is not None else {}
@@ -144,7 +155,11 @@ def export(
             "stop_token_ids": stops,
             **checks,
         },
-        (FOR_OLLAMA.format(out),),
+        (
+            FOR_OLLAMA.format(
+                out if source == folder else "the run or adapter itself, so that nothing is rounded twice"
+            ),
+        ),
     )
 
 
@@ -161,12 +176,14 @@ def plan(
     adapter: Adapter | None,
     tied: dict[str, str],
     grown_to: int | None = None,
+    numbers: Numbers | None = None,
 ) -> tuple[list[PlannedTensor], bool]:
     """What to write, in the base's order, and whether tied tensors are still tied. Raises ExportError for a wrong pair.
 
     A tied output layer is stored once, under the embedding's name. When the adapter changes only one of the two, both are written and the
-    model is no longer tied: so it answered in training. ``grown_to``: rows of embeddings that grew in training.
+    model is no longer tied: so it answered in training. ``grown_to``: rows of embeddings that grew in training. ``numbers``: the types to write.
     """
+    numbers = numbers or Numbers()
     changes = dict(adapter.changes) if adapter else {}
     rows = dict(adapter.rows) if adapter else {}
     replaced = dict(adapter.replaced) if adapter else {}
@@ -212,31 +229,32 @@ def plan(
                 f"the adapter carries its own copy of {name}, which is not the base's",
                 hint="adapters with LoRA on embeddings that grew cannot be merged; or adapter and base do not belong together",
             )
-    tensors = []
+    tensors, exact = [], numbers.learned is not None
     for name, tensor in sources.items():
         if name in replaced:
-            whole = _replacement(tensor, replaced[name], name, grown_to)
             over = changes.get(name, ())
-            tensors.append(merged(replaced[name], over, name, whole.dtype) if over else whole)
+            kind = numbers.of(tensor.dtype, "F32" if over else replaced[name].dtype)
+            whole = _replacement(tensor, replaced[name], name, grown_to, kind)
+            one = merged(replaced[name], over, name, whole.dtype, exact=exact) if over else whole
         elif name in rows:
-            tensors.append(with_rows(tensor, rows[name], name))
+            one = with_rows(tensor, rows[name], name, numbers.of(tensor.dtype, rows[name].values.dtype))
         elif name in changes:
-            tensors.append(merged(tensor, changes[name], name))
+            one = merged(tensor, changes[name], name, numbers.of(tensor.dtype, "F32"), exact=exact)
         else:
-            tensors.append(PlannedTensor(name, tensor.dtype, tensor.shape, tensor.chunks))
+            tensors.append(as_it_is(tensor, name, numbers.of(tensor.dtype)))
+            continue
+        tensors.append(replace(one, serves=numbers.serves(tensor.dtype)))
     return tensors, still_tied
 
 
-def _replacement(old: StoredTensor, new: StoredTensor, name: str, grown_to: int | None) -> PlannedTensor:
+def _replacement(old: StoredTensor, new: StoredTensor, name: str, grown_to: int | None, dtype: str) -> PlannedTensor:
     grew = new.shape[0] == grown_to and new.shape[1:] == old.shape[1:]
     if old.shape != new.shape and not grew:
         raise ExportError(
             f"{name} is {list(old.shape)} in the base, the adapter holds {list(new.shape)}",
             hint="adapter and base do not belong together",
         )
-    if new.dtype == old.dtype or old.dtype not in FLOATS:
-        return PlannedTensor(name, new.dtype, new.shape, new.chunks)
-    return PlannedTensor(name, old.dtype, new.shape, lambda: converted(new, old.dtype))
+    return as_it_is(new, name, dtype)
 
 
 def base_folder(source: Path, base: Path | None, named: str | None, *, alone: bool) -> Path:
