@@ -29,6 +29,11 @@ from tunesmith.train.setup import Setup
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 def rows_for(folder: Path, count: int = 12) -> tuple[sft.Sft, list[sft.Row]]:
     from tunesmith.data.config import DataConfig
     from tunesmith.data.load import load
@@ -75,9 +80,9 @@ def run_once(folder: Path, tmp_path: Path, name: str, **changes: Any) -> list[fl
 @pytest.mark.parametrize(
     "family", [f if f in ("llama", "gemma3") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
 )
-def test_packed_equals_padded(smol: Path, tmp_path: Path, family: str) -> None:
+def test_packed_equals_padded(few: Path, tmp_path: Path, family: str) -> None:
     """Four optimizer steps on every family: packing changes the computation, not the losses."""
-    folder = make_model(smol, tmp_path / family, family)
+    folder = make_model(few, tmp_path / family, family)
     packed = run_once(folder, tmp_path, "packed", max_steps=4)
     padded = run_once(folder, tmp_path, "padded", max_steps=4, packing=False)
     assert packed == pytest.approx(padded, abs=2e-4), family

@@ -33,9 +33,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def spare(smol: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
+@pytest.fixture(scope="module")
+def spare(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tied, in bf16, with eight rows more than its tokenizer has tokens."""
-    return make_model(smol, tmp_path_factory.mktemp("spare") / "base", "llama-tied", "bfloat16", vocab_size=49160)
+    return make_model(few, tmp_path_factory.mktemp("spare") / "base", "llama-tied", "bfloat16", vocab_size=4104)
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +64,30 @@ def spare_run(spare: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 @pytest.mark.parametrize("how", ["mean", "pieces"])
 def test_where_new_rows_begin(tiny: Path, how: str) -> None:
-    """By hand: the mean of all 49152 old rows, or of the rows of the token's two old pieces; in both layers."""
+    """By hand: the mean of all 4096 old rows, or of the rows of the token's three old pieces; in both layers."""
     tokenizer, model = open_tokenizer(tiny), open_model(tiny, dtype=torch.float32, device=CPU)
     before = {name: model.get_submodule(name).weight.clone() for name in ("model.embed_tokens", "lm_head")}
     pieces = tokenizer("lantern", add_special_tokens=False).input_ids
     (token,) = add_tokens(tokenizer, ["lantern"], [])
-    assert token == NewToken("lantern", 49152, False, tuple(pieces)) and len(pieces) == 2
+    assert token == NewToken("lantern", 4096, False, tuple(pieces)) and len(pieces) == 3
     grow(model, [token], how)
-    assert row_layers(model) == list(before) and model.config.vocab_size == 49153
+    assert row_layers(model) == list(before) and model.config.vocab_size == 4097
     for name, old in before.items():
         now = model.get_submodule(name).weight
         wanted = (old if how == "mean" else old[pieces]).double().mean(0).float()
-        assert now.shape[0] == 49153 and torch.equal(now[:49152], old) and torch.equal(now[49152], wanted)
+        assert now.shape[0] == 4097 and torch.equal(now[:4096], old) and torch.equal(now[4096], wanted)
 
 
 def test_spare_rows_come_first_and_tied_rows_stay_tied(spare: Path) -> None:
     model = open_model(spare, dtype=torch.float32, device=CPU)
-    tokens = [NewToken("a", 49152, False), NewToken("b", 49153, True)]
+    tokens = [NewToken("a", 4096, False), NewToken("b", 4097, True)]
     old = model.model.embed_tokens.weight.clone()
     grow(model, tokens, "mean")
-    assert model.config.vocab_size == 49160 and row_layers(model) == ["model.embed_tokens"]
-    assert torch.equal(model.model.embed_tokens.weight[49154:], old[49154:])
-    assert torch.equal(model.lm_head.weight[49153], old[:49152].double().mean(0).float())
-    grow(model, [NewToken("c", 49160, False)], "mean")
-    assert model.lm_head.weight.shape == model.model.embed_tokens.weight.shape == (49161, 64)
+    assert model.config.vocab_size == 4104 and row_layers(model) == ["model.embed_tokens"]
+    assert torch.equal(model.model.embed_tokens.weight[4098:], old[4098:])
+    assert torch.equal(model.lm_head.weight[4097], old[:4096].double().mean(0).float())
+    grow(model, [NewToken("c", 4104, False)], "mean")
+    assert model.lm_head.weight.shape == model.model.embed_tokens.weight.shape == (4105, 64)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
@@ -103,7 +108,7 @@ def test_settings_that_make_no_sense(overrides: list[str], words: str) -> None:
 
 def test_tokens_that_are_there_already(tiny: Path) -> None:
     for plain, special, words in (
-        (["hello"], [], r"add_tokens: 'hello' is a token of this model already \(id \d+\)"),
+        (["the"], [], r"add_tokens: 'the' is a token of this model already \(id \d+\)"),
         ([], ["<|im_end|>"], "add_special_tokens: '<|im_end|>' is a token of this model already"),
     ):
         with pytest.raises(ConfigError, match=words.replace("|", r"\|")):
@@ -116,7 +121,7 @@ def test_rendering_uses_them(grown_run: RunFolder) -> None:
     _, renderer = open_renderer(config.model, config.data, SILENT, run=grown_run)
     chat = Chat((Message("user", "Where is Lantern Bay?"), Message("assistant", "On<|shore|>, 灯塔.")))
     found = renderer.render(chat)
-    assert {49152, 49153, 49154} < set(found.ids)
+    assert {4096, 4097, 4098} < set(found.ids)
     assert renderer.tokenizer.decode(found.ids, skip_special_tokens=True).endswith("On, 灯塔.\n")
     _, plain = open_renderer(
         config.model.model_copy(update={"add_tokens": (), "add_special_tokens": ()}), config.data, SILENT
@@ -138,9 +143,9 @@ def test_only_the_new_rows_are_learned_beside_lora(tiny: Path, grown_run: RunFol
     for name, tensor in rows.items():
         start = base["model.embed_tokens.weight" if "embed" in name else "lm_head.weight"].double().mean(0).float()
         assert not torch.equal(tensor[0], start), f"{name}: the token of the data was not learned"
-    assert changes_of(grown_run)["config"] == {"vocab_size": 49155}
+    assert changes_of(grown_run)["config"] == {"vocab_size": 4099}
     assert [(t.text, t.id, t.special) for t in read_changes(grown_run.checkpoint()).tokens] == [
-        ("Lantern Bay", 49152, False), ("灯塔", 49153, False), ("<|shore|>", 49154, True),
+        ("Lantern Bay", 4096, False), ("灯塔", 4097, False), ("<|shore|>", 4098, True),
     ]  # fmt: skip
 
 
@@ -149,15 +154,15 @@ def test_exported_and_converted(tiny: Path, grown_run: RunFolder, tmp_path: Path
     place, words = export(str(grown_run.path), "hf", SILENT, out=tmp_path / "out")
     assert "new tokens: 3" in words
     ours = transformers.AutoModelForCausalLM.from_pretrained(place)
-    assert ours.config.vocab_size == 49155
+    assert ours.config.vocab_size == 4099
     before, after = load_file(tiny / "model.safetensors"), load_file(place / "model.safetensors")
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        assert torch.equal(after[name][:49152], before[name]) and after[name].shape[0] == 49155
-    ids = torch.tensor([[49152, 9, 49154, 30, 49153] * 5])
+        assert torch.equal(after[name][:4096], before[name]) and after[name].shape[0] == 4099
+    ids = torch.tensor([[4096, 9, 4098, 30, 4097] * 5])
     trained = open_weights(target_of(str(grown_run.path), SILENT), precision="fp32")
     torch.testing.assert_close(logits(ours, ids), logits(trained, ids), rtol=1e-4, atol=1e-4)
     tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-    assert tokenizer("at Lantern Bay<|shore|>灯塔").input_ids[-3:] == [49152, 49154, 49153]
+    assert tokenizer("at Lantern Bay<|shore|>灯塔").input_ids[-3:] == [4096, 4098, 4097]
     assert "`<|shore|>`" in (place / "README.md").read_text()
     report = gguf.export(place, tmp_path / "out.gguf", gguf.Config(level="f16"))
     assert report.checks["tokens_equal"]
@@ -185,17 +190,17 @@ def test_tied_rows_in_bf16(spare: Path, spare_run: RunFolder, tmp_path: Path) ->
         "lm_head.weight" not in after and json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
     )
     now, old = after["model.embed_tokens.weight"], before["model.embed_tokens.weight"]
-    assert torch.equal(now[49152], row[0].bfloat16()) and not torch.equal(now[49152], old[49152])
-    now[49152] = old[49152]
+    assert torch.equal(now[4096], row[0].bfloat16()) and not torch.equal(now[4096], old[4096])
+    now[4096] = old[4096]
     assert torch.equal(now, old)
 
 
 def test_rows_that_do_not_fit_the_base(spare: Path, tiny: Path, grown_run: RunFolder, tmp_path: Path) -> None:
     adapter = shutil.copytree(grown_run.checkpoint(), tmp_path / "adapter")
     settings = json.loads((adapter / "adapter_config.json").read_text())
-    settings["trainable_token_indices"] = {name: [49152, 49153, 49155] for name in settings["trainable_token_indices"]}
+    settings["trainable_token_indices"] = {name: [4096, 4097, 4099] for name in settings["trainable_token_indices"]}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ExportError, match="rows 49152, 49153, 49155"):
+    with pytest.raises(ExportError, match="rows 4096, 4097, 4099"):
         hf.export(adapter, tmp_path / "out", hf.Config(), base=tiny)
     settings["trainable_token_indices"] = None
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
@@ -203,9 +208,9 @@ def test_rows_that_do_not_fit_the_base(spare: Path, tiny: Path, grown_run: RunFo
         hf.export(adapter, tmp_path / "out", hf.Config(), base=tiny)
 
 
-def test_tokenizer_files_keep_all_else(smol: Path, tmp_path: Path) -> None:
+def test_tokenizer_files_keep_all_else(few: Path, tmp_path: Path) -> None:
     """tokenizer.json gains the tokens and nothing else changes; added_tokens_decoder is kept where there is one."""
-    source = shutil.copytree(smol, tmp_path / "source")
+    source = shutil.copytree(few, tmp_path / "source")
     settings = json.loads((source / "tokenizer_config.json").read_text())
     entry = {
         "content": "<|endoftext|>",
@@ -217,13 +222,13 @@ def test_tokenizer_files_keep_all_else(smol: Path, tmp_path: Path) -> None:
     }
     (source / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": {"0": entry}}))
     (tmp_path / "out").mkdir()
-    save_tokenizer(source, tmp_path / "out", "{{ 1 }}", [NewToken("<tool>", 49152, True)])
+    save_tokenizer(source, tmp_path / "out", "{{ 1 }}", [NewToken("<tool>", 4096, True)])
     before, after = (json.loads((f / "tokenizer.json").read_text()) for f in (source, tmp_path / "out"))
     new: dict[str, Any] = after["added_tokens"].pop()
-    assert after == before and (new["id"], new["content"], new["special"]) == (49152, "<tool>", True)
+    assert after == before and (new["id"], new["content"], new["special"]) == (4096, "<tool>", True)
     written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert written["added_tokens_decoder"].keys() == {"0", "49152"} and written["chat_template"] == "{{ 1 }}"
+    assert written["added_tokens_decoder"].keys() == {"0", "4096"} and written["chat_template"] == "{{ 1 }}"
     with pytest.raises(ExportError, match="does not read '<tool>' as the token 7"):
         save_tokenizer(
-            source, tmp_path / "out", "{{ 1 }}", [NewToken("<tool>", 49152, True), NewToken("<tool>", 7, True)]
+            source, tmp_path / "out", "{{ 1 }}", [NewToken("<tool>", 4096, True), NewToken("<tool>", 7, True)]
         )

@@ -27,7 +27,7 @@ from tunesmith.verbs.run_config import load_config
 from tunesmith.verbs.train import create, execute
 
 SETTINGS = [
-    "data=lantern_bay", "data.limit=12", "data.eval_share=0", "data.max_length=192", "data.date=2026-01-01",
+    "data=lantern_bay", "data.limit=12", "data.eval_share=0", "data.max_length=224", "data.date=2026-01-01",
     "method.rank=4", "method.dropout=0.1", "train.max_steps=6", "train.batch=4", "train.micro_tokens=256",
     "train.lr=5e-3", "train.save_every=1", "train.keep=9",
 ]  # fmt: skip
@@ -36,6 +36,11 @@ POISONED = 3
 
 
 # -- whole runs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,11 @@ from tunesmith.verbs.run_config import load_config
 from tunesmith.verbs.train import create, execute
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 @pytest.fixture
 def back_to_normal() -> object:
     yield
