@@ -158,9 +158,7 @@ def tiny(tiny_of_few_words: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def base(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(
-        few, tmp_path_factory.mktemp("freeze") / "base", "qwen3", "bfloat16", max_position_embeddings=100
-    )
+    return make_model(few, tmp_path_factory.mktemp("freeze") / "base", "qwen3", "bfloat16", max_position_embeddings=100)
 
 
 @pytest.fixture(scope="module")
