@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from tunesmith.chat import ollama_api
 from tunesmith.chat.base import Engine, Sampling, answer
 from tunesmith.chat.ollama_engine import OllamaEngine
 from tunesmith.config.errors import ExportError, ServerError, UserError
+from tunesmith.export.gguf_file import GgufHeader, GgufTensor
 from tunesmith.export.go_template import PROBES, render_as_ollama
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer, manual_command, sha256
 from tunesmith.export.ollama_deploy import QUESTION, deploy, give_name, trial_name, unproved
 from tunesmith.export.ollama_reply import read_reply
-from tunesmith.export.ollama_shown import differences, go_unquote, shown_parameters
+from tunesmith.export.ollama_shown import REWRITTEN, differences, go_unquote, notes, shown_parameters
 
 TEMPLATE = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 FULL = Modelfile(
@@ -562,6 +564,55 @@ def test_the_recorded_show_of_a_real_server() -> None:
     assert differences(shown, intended, digest) == ({}, ("weights", "template", "stop", "completion"))
     wrong, _ = differences(shown, intended, "0" * 64)
     assert list(wrong) == ["weights"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda told: None, None),
+        (lambda told: told["tensors"].reverse(), None),
+        (lambda told: told["model_info"].pop("tokenizer.ggml.pre"), None),
+        (lambda told: told.pop("tensors"), "does not tell which tensors"),
+        (lambda told: told["tensors"].pop(), "is not in it"),
+        (lambda told: told["tensors"].append({"name": "extra.weight", "type": "F32", "shape": [1]}), "was not sent"),
+        (lambda told: told["tensors"][0].update(shape=[576, 49153]), "token_embd.weight has another shape"),
+        (lambda told: told["tensors"][0].update(type="Q4_K"), "token_embd.weight is Q4_K, Q8_0 was sent"),
+        (lambda told: told["tensors"][0].update(type="unknown"), None),
+        (lambda told: told["model_info"].update({"tokenizer.ggml.pre": "gpt-2"}), "tokenizer.ggml.pre is 'gpt-2'"),
+        (lambda told: told["model_info"].update({"llama.rope.freq_base": 10000}), "llama.rope.freq_base is 10000"),
+        (lambda told: told["model_info"].update({"tokenizer.ggml.add_bos_token": True}), "add_bos_token is"),
+        (lambda told: told["model_info"].update({"general.file_type": 7}), None),
+    ],
+)
+def test_a_file_that_the_server_wrote_anew(change: Callable[[dict[str, Any]], Any], words: str | None) -> None:
+    """Its digest is another; it is the model that was sent if its tensors and settings are."""
+    shown = copy.deepcopy(recorded("show-gguf")["response"]["json"])
+    shown["tensors"] = [
+        {"name": "token_embd.weight", "type": "Q8_0", "shape": [576, 49152]},
+        {"name": "output_norm.weight", "type": "F32", "shape": [576]},
+    ]
+    shown["model_info"] = {
+        "general.file_type": 3, "llama.rope.freq_base": 100000, "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": None,
+    }  # fmt: skip
+    tensors = {
+        one["name"]: GgufTensor(one["name"], one["type"], tuple(one["shape"][::-1]), 0) for one in shown["tensors"]
+    }
+    metadata = {key: value for key, value in shown["model_info"].items() if isinstance(value, (bool, int, float, str))}
+    sent = GgufHeader(metadata | {"llama.rope.freq_base": float(metadata["llama.rope.freq_base"])}, tensors)
+    change(shown)
+    wrong, proved = differences(shown, Modelfile("x"), "0" * 64, sent)
+    if words is None:
+        assert not wrong and REWRITTEN in proved
+    else:
+        assert list(wrong) == ["weights"] and words in wrong["weights"] and REWRITTEN not in proved
+
+
+def test_a_template_that_the_server_does_not_use() -> None:
+    shown = dict(recorded("show-gguf")["response"]["json"])
+    asked = Modelfile("x", template=shown["template"])
+    assert notes(shown | {"template_source": "go_template"}, asked, "Hi") == notes(shown, asked, "Hi")
+    told = notes(shown | {"template_source": "gguf_chat_template"}, asked, "Hi")
+    assert any("its own gguf_chat_template, not with the TEMPLATE" in line for line in told)
 
 
 def test_parameters_as_go_prints_them() -> None:

@@ -25,6 +25,7 @@ from tunesmith.config.progress import SILENT
 from tunesmith.evaluate.tasks.comparison import Comparison
 from tunesmith.export.deploy_report import Proof
 from tunesmith.export.modelfile import parse
+from tunesmith.export.ollama_shown import REWRITTEN, WRITTEN_ANEW
 from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs import proof as proof_of_numbers
 from tunesmith.verbs.compare import run_comparison
@@ -392,6 +393,20 @@ def test_an_older_server_tells_less(ready: Ready, server: FakeOllama) -> None:
     assert states(done.proof) == PASSED
     assert "as this server does not show what it renders" in words(done.proof, 1)
     assert "tells no probabilities" in words(done.proof, 3)
+
+
+def test_a_server_that_writes_the_file_anew(ready: Ready, server: FakeOllama, tmp_path: Path) -> None:
+    """From 0.30 on the digest is another; the tensors and settings it tells, and its answers, say that it is the same model. Another one is not."""
+    server.rewrites = True
+    done = ready.deploy(server.url)
+    assert states(done.proof) == PASSED and done.report is not None
+    assert REWRITTEN in done.report.checks and WRITTEN_ANEW in done.report.notes
+    assert done.report.digest not in server.show("m:x")["modelfile"]
+    server.change_upload = lambda file: disturb(file, "blk.1.ffn_down.weight", 1.0)
+    with pytest.raises(ProofFailed) as caught:
+        ready.deploy(server.url)
+    assert 3 in failed(caught.value.proof), "the weights' numbers are told by answers alone"
+    assert done.report.digest not in server.show("m:x")["modelfile"], "the model that answered before goes on"
 
 
 # --- without a server -----------------------------------------------------------------------------------------------

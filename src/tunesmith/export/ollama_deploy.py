@@ -22,7 +22,7 @@ from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer
 from tunesmith.export.ollama_quantize import MADE_THERE, differs
-from tunesmith.export.ollama_shown import differences, notes
+from tunesmith.export.ollama_shown import REWRITTEN, WRITTEN_ANEW, differences, notes
 
 QUESTION = "Answer in one short sentence: who are you?"
 UNPROVED = "-unproved-"
@@ -86,7 +86,7 @@ def deploy(
         shown = server.show(trial)
         if shown is None:
             raise ExportError(f"Ollama says that it created {trial}, but does not have it")
-        wrong, proved = differences(shown, modelfile, digest if quantize is None else None)
+        wrong, proved = differences(shown, modelfile, digest if quantize is None else None, read_gguf(gguf))
         if quantize is not None:
             wrong |= differs(shown, quantize)
         if prove is not None and "weights" not in wrong:
@@ -117,7 +117,11 @@ def deploy(
         question=QUESTION,
         answer=answer,
         seconds=seconds,
-        notes=(*notes(shown, modelfile, answer), *(() if quantize is None else (MADE_THERE.format(quantize),))),
+        notes=(
+            *notes(shown, modelfile, answer),
+            *(() if quantize is None else (MADE_THERE.format(quantize),)),
+            *((WRITTEN_ANEW,) if REWRITTEN in proved else ()),
+        ),
     )
 
 
