@@ -73,6 +73,8 @@ class FakeOllama:
     """Change a file after its digest was found right, as a damaged disk would."""
     rewrites: bool = False
     """Write a GGUF anew at a create, with its settings in another order and so another digest: as servers from 0.30 on do."""
+    refuses: dict[str, str] = field(default_factory=dict)
+    """Key of a create -> the error that such requests get."""
     drop_parameters: tuple[str, ...] = ()
     """Parameters that a create forgets."""
     tells_logprobs: bool = True
@@ -327,6 +329,9 @@ class _Handler(BaseHTTPRequestHandler):
                 entry = recorded("tags")["response"]["json"]["models"][0]
                 self.reply(200, {"models": [entry | {"name": name, "model": name} for name in reversed(state.models)]})
             case "POST", "/api/create":
+                for key, text in state.refuses.items():
+                    if body.get(key):
+                        raise Refused(400, text)
                 self.stream(state.create(body))
             case "POST", "/api/show":
                 self.reply(200, state.show(body["model"]))

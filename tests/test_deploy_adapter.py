@@ -92,6 +92,7 @@ FAULTS: list[tuple[str, Callable[[AdapterOllama], Any], str]] = [
     ("forgets", lambda s: setattr(s, "forgets_adapter", True), "it has no adapter, not"),
     ("ignores", lambda s: setattr(s, "ignores_adapter", True), "answers as its base does, not as the trained one"),
     ("refuses", lambda s: setattr(s, "takes_no_lora", True), "runs the model without adapters: .*loras are not yet implemented"),
+    ("adapters-gone", lambda s: s.refuses.update(adapters="LoRA adapters are no longer supported"), "takes no adapters any more: .*LoRA adapters"),
     ("counts", lambda s: setattr(s, "adds_token", 1), "reads a question as \\d+ tokens, in training it was"),
     ("template", lambda s: s.change_shown.update(template="{{ .Prompt }}"), "came out otherwise than intended: its template"),
 ]  # fmt: skip
@@ -209,3 +210,7 @@ def test_quantizing_there(server: AdapterOllama, base_file: Path) -> None:
         server.quantizes = "F16"
         with pytest.raises(ExportError, match="the server calls it F16, Q4_K_M was asked for"):
             deploy(client, base_file, "small", Modelfile("./x.gguf"), quantize="Q4_K_M")
+        server.refuses = {"quantize": "create-time quantization is only supported for safetensors imports"}
+        with pytest.raises(ExportError, match="quantizes no GGUF any more") as caught:
+            deploy(client, base_file, "small", Modelfile("./x.gguf"), quantize="Q4_K_M")
+        assert "--level q4_k_m" in str(caught.value.hint)

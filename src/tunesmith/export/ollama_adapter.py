@@ -26,6 +26,8 @@ NO_LORA = frozenset({
     "qwen3vl", "qwen3vlmoe",
 })  # fmt: skip
 REFUSAL = "loras are not yet implemented"
+NO_LONGER = "adapters are no longer supported"
+"""How servers say it that run no adapters at all: those of 2026 and later."""
 MERGE = "deploy it without --as adapter: it is then merged, which every architecture takes"
 SAME = (
     "block_count",
@@ -138,7 +140,12 @@ def put_adapter(
     replaced = server.show(name) is not None
     digest, uploaded = server.upload(file, progress)
     with unproved(server, name, progress) as trial:
-        server.create(trial, from_=on, adapters={file.name: digest}, modelfile=modelfile, progress=progress)
+        try:
+            server.create(trial, from_=on, adapters={file.name: digest}, modelfile=modelfile, progress=progress)
+        except ServerError as error:
+            if NO_LONGER in error.message:
+                raise ExportError(f"this Ollama takes no adapters any more: {error.message}", hint=MERGE) from error
+            raise
         shown = server.show(trial)
         if shown is None:
             raise ExportError(f"Ollama says that it created {trial}, but does not have it")

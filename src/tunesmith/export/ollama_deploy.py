@@ -21,7 +21,7 @@ from tunesmith.config.progress import SILENT, Progress
 from tunesmith.export.gguf_file import read_gguf
 from tunesmith.export.modelfile import Modelfile
 from tunesmith.export.ollama import OllamaServer
-from tunesmith.export.ollama_quantize import MADE_THERE, differs
+from tunesmith.export.ollama_quantize import MADE_THERE, NO_LONGER, differs
 from tunesmith.export.ollama_shown import REWRITTEN, WRITTEN_ANEW, differences, notes
 
 QUESTION = "Answer in one short sentence: who are you?"
@@ -82,7 +82,17 @@ def deploy(
     replaced = server.show(name) is not None
     digest, uploaded = server.upload(gguf, progress)
     with unproved(server, name, progress, trial) as trial:
-        server.create(trial, files={"model.gguf": digest}, quantize=quantize, modelfile=modelfile, progress=progress)
+        try:
+            server.create(
+                trial, files={"model.gguf": digest}, quantize=quantize, modelfile=modelfile, progress=progress
+            )
+        except ServerError as error:
+            if quantize is not None and NO_LONGER in error.message:
+                raise ExportError(
+                    f"this Ollama quantizes no GGUF any more: {error.message}",
+                    hint=f"make the level here: --level {quantize.lower()} without --quantize-on-server",
+                ) from error
+            raise
         shown = server.show(trial)
         if shown is None:
             raise ExportError(f"Ollama says that it created {trial}, but does not have it")

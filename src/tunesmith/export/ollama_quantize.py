@@ -9,6 +9,8 @@ from tunesmith.config.errors import ExportError
 
 LEVELS = ("q8_0", "q4_k_m", "q4_k_s", "f16", "f32", "bf16")
 """All that a server makes (the recorded refusal of others names them), from files of 16 or 32 bits only."""
+NO_LONGER = "quantization is only supported for safetensors"
+"""How servers say it that make no levels of a GGUF: those of 2026 and later."""
 SOURCES = ("f16", "bf16", "f32")
 MADE_THERE = (
     "the server made {} of the file that was sent, without an importance matrix; its file cannot be read back and compared bit by bit, "
