@@ -56,6 +56,11 @@ def frequencies(model: Any) -> torch.Tensor:
     return found
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 @pytest.mark.parametrize("family", PLAIN)
 def test_every_family_follows(tmp_path: Path, family: str) -> None:
     """All four kinds change what the model computes (dynamic only beyond its original 256 tokens), and it reads four times as far."""

@@ -327,6 +327,11 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
+@pytest.fixture(scope="module")
 def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a base model: no chat template, and texts end in another token than turns."""
     folder = tmp_path_factory.mktemp("base") / "tiny-base"

@@ -48,6 +48,11 @@ def events(folder: Path) -> list[tuple[str, int, float]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
+
+
 def test_tensorboard_gets_every_figure_once_over_an_interruption() -> None:
     run = run_with(3, "interrupted")
     config = TrackingConfig(to=("tensorboard",))

@@ -20,7 +20,12 @@ from tunesmith.runs.folder import RunFolder
 from tunesmith.verbs.run_config import config_of_run, load_config
 from tunesmith.verbs.train import create, execute
 
-SETTINGS = ["data=lantern_bay", "data.limit=24", "data.max_length=256", "train.batch=8", "train.max_steps=6", "train.lr=5e-3", "output.name=whole"]  # fmt: skip
+SETTINGS = ["data=lantern_bay", "data.limit=24", "data.max_length=256", "train.batch=8", "train.max_steps=6", "train.lr=2e-2", "output.name=whole"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_of_few_words: Path) -> Path:
+    return tiny_of_few_words
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def open_begun(
     )
     if config.rope is not None:
         check_stretched(model, config.rope)
-        forget_lengths(model)
+    forget_lengths(model)
     tokens = tokenizer_with_tokens(folder, config)[1] if config.add_tokens or config.add_special_tokens else ()
     grow(model, tokens, config.new_token_init)
     return model, tokens
