@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tunesmith.export.packed_checkpoint import unchanged
 from tunesmith.export.targets import fp8, hf
 from tunesmith.export.tensor_files import read_header, read_model
 from tunesmith.verbs import merged, opening, proof
-from tunesmith.verbs.targets import Target, target_of
+from tunesmith.verbs.targets import target_of
 
 WRONG = ["xx", "[1]", "null", '{"BF16": 5}', '{"BF16": [["w"]]}', '{"BLA": ["w"]}', '{"I64": ["w"]}', '{"BF16": "w"}', "[" * 100_000]
 
@@ -88,7 +87,7 @@ def test_sixteen_bits_are_those_served(few: Path, tmp_path: Path) -> None:
 
 def test_small_rows_served_in_float16(tmp_path: Path) -> None:
     """Scales below float16's normal numbers are rounded up although the weight itself is in float32."""
-    weight = torch.full((2, 32), 2e-3)
+    weight = torch.full((2, 32), 74.2 * 448 * 2**-24)  # nearest would be 74 steps of float16's grid there
     codes, scale = fp8.rounded(weight, "w", "F16")
     exact = fp8.rounded(weight.half(), "w")
     assert scale.dtype == torch.float16 and torch.equal(scale, exact[1]) and bool((codes.float().abs() <= 448).all())
@@ -107,3 +106,11 @@ def test_space_of_a_merge_that_was_begun_again_counts(run: Any, tmp_path: Path, 
         (place / "shard").write_bytes(bytes(2000))
         assert merged._numbers_for(source, out, SILENT) == "F32"
         shutil.rmtree(place)
+
+
+def test_learned_rows_are_written_as_fine(base: Path, tmp_path: Path) -> None:  # noqa: F811
+    adapter = make_adapter(base, tmp_path / "adapter", trainable_token_indices={"embed_tokens": [1, 5]})
+    stored = read_model(hf.export(adapter, tmp_path / "whole", hf.Config(), base=base, learned_in="F32").out)
+    embedding = stored["model.embed_tokens.weight"]
+    assert (embedding.dtype, embedding.served) == ("F32", "BF16")
+    assert unchanged(embedding).dtype == "BF16"
