@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from tunesmith.export.tensor_files import read_model
+from tunesmith.export.tensor_files import FLOATS, read_model
 
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+__all__ = ["FINENESS", "FLOATS", "WRITTEN", "Numbers", "finer", "is_exact", "learned_in"]
 FINENESS = ("BF16", "F16", "F32", "F64")
 """From coarse to fine."""
 WRITTEN = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -44,10 +44,17 @@ class Numbers:
 
     def serves(self, stored: str) -> str | None:
         """What the weight is to be served as, where that is not what it is written as."""
-        return None if self.every is not None or self.learned is None else stored
+        return None if self.every is not None or self.learned is None or stored not in FLOATS else stored
 
 
 def learned_in(folder: Path) -> str | None:
     """The type that a merged model holds learned weights in, where that is finer than what they are to be served in. Raises ExportError."""
     found = [tensor.dtype for tensor in read_model(folder).values() if tensor.serves is not None]
     return reduce(finer, found) if found else None
+
+
+def is_exact(folder: Path) -> bool:
+    """Whether a merged model holds what was learned in float32 at least: so it says, or all that it holds is so. Raises ExportError."""
+    stored = read_model(folder).values()
+    learned = [t for t in stored if t.serves is not None] or [t for t in stored if t.dtype in FLOATS]
+    return all(t.dtype in ("F32", "F64") for t in learned)

@@ -27,7 +27,7 @@ WORDS = {
     "learned": "what was learned is another",
     "template": "its chat template was another",
     "text": "its calibration text was another",
-    "numbers": "the merged model it is made from holds what was learned in other numbers",
+    "numbers": "what was learned was in other numbers in the merged model",
 }
 """What is said of a part that differs; ``settings`` and ``programs`` are told one by one."""
 

@@ -18,6 +18,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SERVED = "tunesmith.served"
 """In a file's metadata: JSON, type -> names of the tensors that are to be served as it and are stored in a finer one."""
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+"""The types of floats that weights are read in -> torch's names."""
 BUFFER = 8 * 2**20
 """Bytes read or merged at once."""
 ITEM_BYTES = {
@@ -114,6 +116,22 @@ def same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
     return alike and all(a == b for a, b in zip(first.chunks(), second.chunks(), strict=True))
 
 
+def _serves(metadata: dict[str, str]) -> dict[str, str]:
+    """Name of a tensor -> the type that the file names for it. What is not of that form was not written here and says nothing."""
+    try:
+        told = json.loads(metadata.get(SERVED, "{}"))
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    pairs = told.items() if isinstance(told, dict) else ()
+    return {
+        name: kind
+        for kind, names in pairs
+        if kind in FLOATS and isinstance(names, list)
+        for name in names
+        if isinstance(name, str)
+    }
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises ExportError when the header or the file's length is not what the format demands."""
     try:
@@ -124,12 +142,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 raise ExportError(f"{file} is not a whole safetensors file ({size} bytes)", hint=damaged(file))
             header = json.loads(stream.read(length))
         metadata = header.pop("__metadata__", None) or {}
-        serves = {name: kind for kind, names in json.loads(metadata.get(SERVED, "{}")).items() for name in names}
+        serves = _serves(metadata)
         found = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             shape = tuple(int(n) for n in entry["shape"])
-            tensor = StoredTensor(name, file, entry["dtype"], shape, 8 + length + begin, end - begin, serves.get(name))
+            kind = entry["dtype"]
+            told = serves.get(name) if kind in FLOATS else None
+            tensor = StoredTensor(name, file, kind, shape, 8 + length + begin, end - begin, told)
             if tensor.dtype not in ITEM_BYTES:
                 raise ExportError(f"{file}: {name} has the unknown type {tensor.dtype}")
             if tensor.nbytes != math.prod(shape) * ITEM_BYTES[tensor.dtype] or begin < 0:

@@ -163,7 +163,7 @@ def _replacement(
             trained, f"{name} is {list(old.shape)} in the base and {list(new.shape)} among the learned weights"
         )
     dtype = numbers.of(old.dtype, new.dtype)
-    return PlannedTensor(name, dtype, new.shape, lambda: new.rounded(dtype), numbers.serves(old.dtype))
+    return PlannedTensor(name, dtype, new.shape, lambda: new.rounded(dtype), numbers.serves(old.served))
 
 
 def _wrong(trained: Trained, what: str) -> ExportError:

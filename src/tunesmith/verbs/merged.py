@@ -14,7 +14,7 @@ from tunesmith.config.errors import ExportError
 from tunesmith.config.plugins import load as load_plugin
 from tunesmith.config.progress import Progress
 from tunesmith.export import record
-from tunesmith.export.base import Report, partial_of, size_of
+from tunesmith.export.base import Report, again, partial_of, size_of
 from tunesmith.export.fingerprint import of_folder
 from tunesmith.export.numbers import FLOATS
 from tunesmith.export.tensor_files import ITEM_BYTES, read_model
@@ -72,8 +72,8 @@ def _numbers_for(base: Path, out: Path, progress: Progress) -> str:
     """float32 where the disk holds the whole model so and half as much again for what is made of it."""
     exact = sum(math.prod(t.shape) * ITEM_BYTES["F32"] for t in read_model(base).values() if t.dtype in FLOATS)
     at = next(p for p in [out.parent, *out.parent.parents] if p.exists())
-    begun = partial_of(out)
-    free = shutil.disk_usage(at).free + (size_of(begun) if begun.exists() else 0)
+    begun = [place for place in (partial_of(out), partial_of(again(out))) if place.exists()]
+    free = shutil.disk_usage(at).free + sum(map(size_of, begun))
     if free > 1.5 * exact + 2**28:
         return NUMBERS[0]
     progress.say(

@@ -14,7 +14,7 @@ from tunesmith.config.progress import Progress
 from tunesmith.export import record
 from tunesmith.export.base import NotProvedError, set_aside
 from tunesmith.export.gguf_levels import LEVELS
-from tunesmith.export.numbers import learned_in
+from tunesmith.export.numbers import is_exact, learned_in
 from tunesmith.verbs import quantized
 from tunesmith.verbs.gguf import GgufExport, replace_folder
 from tunesmith.verbs.opening import MORE, NoRoomError, Way, opened, ran_out_of_memory
@@ -33,8 +33,8 @@ BROKEN = 5.0
 lose more in 8 bits than usual, measured up to 1.6 times; other weights or tokens give hundreds of times.)"""
 EXACT_BOUND = 1e-3
 """The same for a merged model that holds what was learned unrounded (``export.numbers``); measured: 1e-7 (float32) and 1e-4 (float16)."""
-NOISE = 1e-5
-"""Below this mean KL (nats) two models are one in other orders of summing."""
+NOISE = 1e-6
+"""Below this mean KL (nats) two models are one in other orders of summing (measured in fp32: 1e-7 and less)."""
 NOTABLE, MOST = 0.1, 0.5
 """Parts of the distance between trained model and untrained base: from the one on it is told that rounding took something of what was
 learned away; beyond the other it is most of it."""
@@ -274,7 +274,9 @@ def check_merge(
     if whole is not None and trained is not None:
         numbers = learned_in(folder)
         figures = parity(trained, whole, sequences)
-        bound = (MERGE_BOUND if numbers is None else EXACT_BOUND) + trained.slack + whole.slack
+        told = (record.read(folder) or {}).get("made_from", {}).get("numbers")  # of weights learned in bf16 no type tells it
+        exact = told == "F32" or is_exact(folder)
+        bound = (EXACT_BOUND if exact or numbers is not None else MERGE_BOUND) + trained.slack + whole.slack
         moved = None
         if NOISE < figures.mean_kl <= bound and trained.slack == whole.slack == 0:
             base = remembered(replace(target, learned=None), "base", "")
@@ -282,7 +284,7 @@ def check_merge(
             del base
         made = Hop(hop, figures, bound, "; ".join(one.how for one in (trained, whole) if one.how), moved)
         evidence.hops.append(made)
-        if not figures.mean_kl <= bound or (made.off > MOST and numbers == "F32"):
+        if not figures.mean_kl <= bound or (made.off > MOST and exact):
             raise MergeRefutedError(
                 f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
                 hint=f"rounding alone stays below a mean KL of {bound:g}; do not use this folder, remove it and export again",

@@ -241,9 +241,11 @@ def plan(
         elif name in changes:
             one = merged(tensor, changes[name], name, numbers.of(tensor.dtype, "F32"), exact=exact)
         else:
-            tensors.append(as_it_is(tensor, name, numbers.of(tensor.dtype)))
+            one = as_it_is(tensor, name, numbers.of(tensor.dtype))
+            copied = adapter is None and numbers.every is None  # of a merged model that was unrounded
+            tensors.append(replace(one, serves=tensor.serves if copied else None))
             continue
-        tensors.append(replace(one, serves=numbers.serves(tensor.dtype)))
+        tensors.append(replace(one, serves=numbers.serves(tensor.served)))
     return tensors, still_tied
 
 
