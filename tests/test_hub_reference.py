@@ -209,3 +209,12 @@ def test_any_text_is_a_reference_or_a_user_error_with_a_hint(text: str) -> None:
         assert error.hint
     else:
         assert parse(str(reference)) == reference
+
+
+def test_a_gguf_that_is_there_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``folder/name.gguf`` as an export prints it: no hub calls a model so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "x-Q8_0.gguf").write_bytes(b"GGUF")
+    found = parse("made/x-Q8_0.gguf")
+    assert found.kind == "path" and found.path.samefile(tmp_path / "made" / "x-Q8_0.gguf")

@@ -142,7 +142,7 @@ def test_what_is_asked_on_the_command_line_reaches_the_rule(
     def seen(*given: Any) -> None:
         raise Asked(given[-1])
 
-    def maker(target: Any, plugin: Any, settings: Any, progress: Any, out: Any, data: Any, *_: Any) -> Any:
+    def maker(target: Any, plugin: Any, settings: Any, progress: Any, out: Any, data: Any, *_: Any, **__: Any) -> Any:
         place = tiny / "x.gguf"
         return SimpleNamespace(
             target=target, plugin=plugin, progress=progress, data=data, merged=tiny, place=lambda _: place

@@ -83,7 +83,7 @@ def test_not_under_its_name_before_the_proof(run: RunFolder, tmp_path: Path, mon
             export(str(run.path), "hf", SILENT, out=out)
     assert not out.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(proof, "MERGE_BOUND", -1.0)
+        patch.setattr(proof, "EXACT_BOUND", -1.0)
         with pytest.raises(ExportError, match="was not made") as caught:
             export(str(run.path), "hf", SILENT, out=out)
     assert str(tmp_path / "out.failed") in str(caught.value)

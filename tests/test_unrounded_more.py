@@ -1,5 +1,7 @@
 """What an unrounded merge holds for embeddings and chains, and what reads what its files say."""
 
+# ruff: noqa: F811 - fixtures of another file
+
 from __future__ import annotations
 
 import shutil
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import learned_runs
 from model_fixtures import make_adapter, make_model, peft_merge
 from test_unrounded import QUERY, Lines, _shrink, base, run  # noqa: F401 - fixtures
+from tunesmith.config.errors import ExportError
 from tunesmith.config.progress import SILENT
 from tunesmith.export.numbers import learned_in
 from tunesmith.export.packed_checkpoint import unchanged
@@ -21,7 +24,17 @@ from tunesmith.export.tensor_files import read_header, read_model
 from tunesmith.verbs import merged, opening, proof
 from tunesmith.verbs.targets import target_of
 
-WRONG = ["xx", "[1]", "null", '{"BF16": 5}', '{"BF16": [["w"]]}', '{"BLA": ["w"]}', '{"I64": ["w"]}', '{"BF16": "w"}', "[" * 100_000]
+WRONG = [
+    "xx",
+    "[1]",
+    "null",
+    '{"BF16": 5}',
+    '{"BF16": [["w"]]}',
+    '{"BLA": ["w"]}',
+    '{"I64": ["w"]}',
+    '{"BF16": "w"}',
+    "[" * 100_000,
+]
 
 
 @pytest.mark.parametrize("told", WRONG, ids=range(len(WRONG)))
@@ -30,7 +43,7 @@ def test_what_others_wrote_there_says_nothing(told: str, tmp_path: Path) -> None
     assert read_header(tmp_path / "model.safetensors")["w"].serves is None
 
 
-def test_lora_on_embeddings_is_not_rounded(base: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_lora_on_embeddings_is_not_rounded(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
     whole = hf.export(adapter, tmp_path / "whole", hf.Config(), base=base, learned_in="F32").out
     found, want = load_file(whole / "model.safetensors"), peft_merge(base, adapter).state_dict()
@@ -38,7 +51,7 @@ def test_lora_on_embeddings_is_not_rounded(base: Path, tmp_path: Path) -> None: 
         assert torch.equal(found[name], want[name]), name
 
 
-def test_a_copy_of_an_unrounded_merge_says_the_same(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_copy_of_an_unrounded_merge_says_the_same(run: Any, tmp_path: Path) -> None:
     folder = merged.merged_folder(target_of(str(run.path), SILENT), SILENT)
     copy = hf.export(folder, tmp_path / "copy", hf.Config()).out
     assert {n: (t.dtype, t.served) for n, t in read_model(copy).items()} == {
@@ -61,10 +74,8 @@ def test_lost_merge_of_a_base_in_float32_is_refused(few: Path, tmp_path: Path) -
         proof.check_merge(target, lost, SILENT)
 
 
-def test_lost_merge_of_weights_learned_in_bf16_is_refused(base: Path, tmp_path: Path) -> None:  # noqa: F811
-    made = learned_runs.train(
-        base, tmp_path / "runs", "pure", "method=full", "precision=pure_bf16", "train.lr=1e-4"
-    )
+def test_lost_merge_of_weights_learned_in_bf16_is_refused(base: Path, tmp_path: Path) -> None:
+    made = learned_runs.train(base, tmp_path / "runs", "pure", "method=full", "precision=pure_bf16", "train.lr=1e-4")
     target = target_of(str(made.path), SILENT)
     lost = Path(shutil.copytree(merged.merged_folder(target, SILENT), tmp_path / "lost"))
     assert learned_in(lost) is None
@@ -93,24 +104,73 @@ def test_small_rows_served_in_float16(tmp_path: Path) -> None:
     assert scale.dtype == torch.float16 and torch.equal(scale, exact[1]) and bool((codes.float().abs() <= 448).all())
 
 
-def test_space_of_a_merge_that_was_begun_again_counts(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_space_of_a_merge_that_was_begun_again_counts(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tunesmith.export.base import again, partial_of
 
     out, source = tmp_path / "merged", target_of(str(run.path), SILENT).base.folder
     size = 4 * sum(t.nbytes // 2 for t in read_model(source).values())
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, int(1.5 * size) + 2**28 - 1000))
-    assert merged._numbers_for(source, out, SILENT) == "F16"
+    assert merged._numbers_for(source, out, 0, SILENT) == "F16"
     for place in (partial_of(out), partial_of(again(out))):
         place.mkdir(parents=True)
         (place / "shard").write_bytes(bytes(2000))
-        assert merged._numbers_for(source, out, SILENT) == "F32"
+        assert merged._numbers_for(source, out, 0, SILENT) == "F32"
         shutil.rmtree(place)
 
 
-def test_learned_rows_are_written_as_fine(base: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_learned_rows_are_written_as_fine(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", trainable_token_indices={"embed_tokens": [1, 5]})
     stored = read_model(hf.export(adapter, tmp_path / "whole", hf.Config(), base=base, learned_in="F32").out)
     embedding = stored["model.embed_tokens.weight"]
     assert (embedding.dtype, embedding.served) == ("F32", "BF16")
     assert unchanged(embedding).dtype == "BF16"
+
+
+def test_an_adapter_of_another_base_is_told(base: Path, tmp_path: Path) -> None:
+    """What an adapter calls its base is compared with what it is put on; the same folder elsewhere, or under its name, is the same."""
+    adapter = make_adapter(base, tmp_path / "adapter")
+    other = Path(shutil.copytree(base, tmp_path / "another"))
+    lines: Any = Lines()
+    target_of(f"{base}+{adapter}", lines)
+    moved = Path(shutil.copytree(base, tmp_path / "moved" / base.name))
+    target_of(f"{moved}+{adapter}", lines)
+    assert not lines.said
+    target_of(f"{other}+{adapter}", lines)
+    assert len(lines.said) == 1 and f"says that it was trained on {base}" in lines.said[0]
+
+
+def test_a_checkpoint_without_its_description_is_not_whole(base: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(ExportError, match=r"is not whole: it has neither adapter_config\.json"):
+        hf.export(adapter, tmp_path / "out", hf.Config(), base=base)
+
+
+def test_another_type_has_another_name() -> None:
+    assert [hf.label(hf.Config(dtype=d)) for d in ("auto", "float16")] == ["hf", "hf-float16"]
+
+
+def test_the_card_says_what_opens_a_packed_folder(base: Path, tmp_path: Path) -> None:
+    card = (fp8.export(base, tmp_path / "fp8", fp8.Config()).out / "README.md").read_text(encoding="utf-8")
+    assert "vllm serve FOLDER" in card and "`pip install compressed-tensors`" in card
+    whole = (hf.export(base, tmp_path / "hf", hf.Config()).out / "README.md").read_text(encoding="utf-8")
+    assert "vllm serve FOLDER" in whole and "pip install" not in whole
+
+
+def test_few_tokens_of_ones_own_do_not_decide(base: Path) -> None:
+    """Below 100 tokens the general text comes first, and decides."""
+    from types import SimpleNamespace
+
+    from transformers import AutoTokenizer
+
+    from tunesmith.verbs.quality_texts import OWN, texts_of
+
+    row = SimpleNamespace(ids=tuple(range(30)), mask=(False, *[True] * 29))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for count, first in ((1, "English"), (8, OWN)):
+        own: Any = SimpleNamespace(measure=[row] * count, name="mine")
+        texts, about = texts_of(own, tokenizer, 8, 64)
+        assert texts[0].name == first and {t.name for t in texts} == about.keys() and OWN in about

@@ -78,7 +78,7 @@ def rounded(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor
     if dtype == torch.float16 and values.dtype != dtype and not bool(found.isfinite().all()):
         raise ExportError(
             f"{name} holds numbers beyond 65504, where float16 ends (or none at all)",
-            hint="dtype=bfloat16 or dtype=float32 hold them",
+            hint="dtype=bfloat16 or dtype=float32 hold them (--to hf); for other exports free some disk, then float32 is taken",
         )
     return found
 

@@ -24,6 +24,8 @@ from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_json
 from tunesmith.export.trained import is_part
 
 SHARD_BYTES = 5 * 10**9
+NEEDS = {"gptq": "gptqmodel optimum", "awq": "gptqmodel", "compressed-tensors": "compressed-tensors"}
+"""What transformers wants to open such a folder, as it says itself (5.17)."""
 
 
 def read_source(source: Path) -> dict[str, StoredTensor]:
@@ -32,7 +34,8 @@ def read_source(source: Path) -> dict[str, StoredTensor]:
         raise ExportError(f"{source} is not a folder", hint="give the folder of a whole model")
     if (source / "adapter_config.json").exists() or is_part(source):
         raise ExportError(
-            f"{source} holds what was learned, not a whole model", hint="merge it first: export it --to hf"
+            f"{source} holds what was learned, not a whole model",
+            hint="merge it first: export it --to hf dtype=float32",
         )
     raw = read_json(source / "config.json")
     settings = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config")
@@ -88,7 +91,11 @@ def write_checkpoint(
         (work / JOURNAL).unlink()
         progress.finish()
         done = [*facts, "made with Tunesmith"]
-        card = companions.model_card(source, hub_name(None, raw, source), done, more=companions.HOW_TO_RUN)
+        needs = NEEDS.get(str(quantization.get("quant_method")), "")
+        how = companions.HOW_TO_RUN + (
+            f"\nTransformers needs more packages for it: `pip install {needs}`.\n" if needs else ""
+        )
+        card = companions.model_card(source, hub_name(None, raw, source), done, more=how)
         companions.write_beside(work, settings, source, stops, source, template, [source], card)
         checks = check_loads(work, read, source, template)
         companions.write_checksums(work, written.sums)

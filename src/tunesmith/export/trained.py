@@ -17,7 +17,7 @@ from tunesmith.export.changes import as_it_is, bytes_of, converted, loaded
 from tunesmith.export.changes import rounded as rounded_to
 from tunesmith.export.model_config import model_class
 from tunesmith.export.numbers import FLOATS, Numbers
-from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, read_model
+from tunesmith.export.tensor_files import PlannedTensor, StoredTensor, damaged, read_model
 from tunesmith.models.trained import DESCRIPTION, STEM, Form, read_form
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ def is_part(folder: Path) -> bool:
 def read_trained(folder: Path) -> Trained:
     """The learned weights in ``folder``: those of a part, else of a complete model. Raises UserError."""
     part = is_part(folder)
+    if not part and not (folder / "config.json").exists():
+        raise ExportError(
+            f"{folder} is not whole: it has neither adapter_config.json nor trained_weights.json nor config.json",
+            hint=damaged(folder / "config.json"),
+        )
     return Trained(folder, read_model(folder, STEM if part else "model"), read_form(folder) if part else None)
 
 

@@ -191,7 +191,7 @@ def _single(text: str) -> Reference:
         if other is not None:
             return other
         raise complaint or _unknown(text)
-    if other is None:
+    if other is None or (other.kind == "hub" and text.lower().endswith(".gguf")):  # no hub names a model so
         return Reference("path", "./" + _tidy(text))
     explicit = {"demo": "demo: for the demo model", "hub": f"hf:{text} or ms:{text} for the hub"}.get(other.kind)
     raise AmbiguousReferenceError(

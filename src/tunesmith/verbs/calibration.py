@@ -75,12 +75,13 @@ def calibration_rows(
     if not rows:
         raise UserError(f"there is no text to calibrate with in {text.name}", hint="name a data set: --data SET")
     count = sum(map(len, rows))
+    own = len(rows)
     less = "" if count >= tokens else f" ({tokens} would be better: --data SET names more)"
     if data is None and count < min(tokens, LEAST) and not text.general:
         more = _drawn(_general(target, merged), min(tokens, LEAST) - count, longest, seed)
         rows += more
         less = f" and {sum(map(len, more))} of the bundled general text, since that is little{less}"
-    progress.say(f"calibrating with {len(rows)} rows, {count} tokens of {text.name}{less}")
+    progress.say(f"calibrating with {own} rows, {count} tokens of {text.name}{less}")
     return rows
 
 

@@ -95,7 +95,7 @@ def _made(
 ) -> tuple[Path, list[str]]:  # fmt: skip
     if several or limit is not None or choice.max_kl is not None:
         trial = not several or choice.keep == "recommended"
-        maker = Maker(target, plugin, settings, progress, out, data, trial)
+        maker = Maker(target, plugin, settings, progress, out, data, trial, levels=several)
         if several:
             return _several(maker, several, choice)
         return _chosen(maker, limit, choice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,8 @@ class Maker:
     data: str | None = None
     trial: bool = False
     given: dict[str, Any] = field(default_factory=dict)
+    levels: Sequence[str] = ()
+    """Those that will be made, where that is known before the model is merged."""
     _emptied: dict[Path, None] = field(default_factory=dict)
     _kept: Path | None = None
 
@@ -82,8 +85,12 @@ class Maker:
 
     @cached_property
     def merged(self) -> Path:
-        """The whole model, merged when it is first asked for."""
-        return merged_folder(self.target, self.progress)
+        """The whole model, merged when it is first asked for, with room for all ``levels``."""
+        beside = 0
+        for level in self.levels:
+            with suppress(ExportError):  # told when it is made
+                beside += self.estimate(level, self.target.base.folder)
+        return merged_folder(self.target, self.progress, beside=beside)
 
     def config(self, level: str) -> Config:
         return config_of(self.plugin, self.settings, level)

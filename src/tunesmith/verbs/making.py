@@ -163,7 +163,7 @@ def make(
             f"{place} exists already", hint="choose another --out, or remove it first; nothing was changed"
         )
     learned = getattr(plugin, "SOURCE", "merged") == "learned"
-    merged = None if learned else merged_folder(target, progress)
+    merged = None if learned else merged_folder(target, progress, beside=_bytes_of(target, plugin, config))
     stood = record.read(merged) if merged is not None else None
     source = merged or target.learned or target.base.folder
     offers: dict[str, Any] = dict(given or {})
@@ -204,6 +204,14 @@ def make(
     if not taken.fresh:
         progress.say(f"{place} is there already, made from the same, and is taken")
     return Made(place, taken.report, merged, taken.fresh)
+
+
+def _bytes_of(target: Target, plugin: ModuleType, config: Config) -> int:
+    """About how many bytes the export will have, before the model is merged; 0 when the target does not tell."""
+    try:
+        return int(plugin.estimate(target.base.folder, config)) if hasattr(plugin, "estimate") else 0
+    except ExportError:  # told when it is made
+        return 0
 
 
 def _still(merged: Path, stood: Mapping[str, Any] | None) -> None:

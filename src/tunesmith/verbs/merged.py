@@ -38,10 +38,11 @@ NUMBERS = ("F32", "F16")
 room for that, in as many bytes as the base's and up to 8 times finer (``export.numbers``)."""
 
 
-def merged_folder(target: Target, progress: Progress) -> Path:
+def merged_folder(target: Target, progress: Progress, *, beside: int = 0) -> Path:
     """The whole model of a target: the base as it is, or with what was learned, unrounded (kept with the run, made once).
 
-    One that lies there is taken when it was made from this base and this adapter (``verbs.taken``).
+    One that lies there is taken when it was made from this base and this adapter (``verbs.taken``). ``beside``: bytes that will be made of
+    it, for which there must be room as well.
     """
     if target.learned is None:
         return target.base.folder
@@ -52,8 +53,8 @@ def merged_folder(target: Target, progress: Progress) -> Path:
     hf = load_plugin(TARGETS, "hf")
     config = hf.Config()
     plain = made_from(target, hf, config)
-    there = [n for n in NUMBERS if out.exists() and record.difference(out, plain | {"numbers": n}) is None]
-    numbers = there[0] if there else _numbers_for(target.base.folder, out, progress)
+    whole = out.exists() and record.difference(out, plain | {"numbers": NUMBERS[0]}) is None
+    numbers = NUMBERS[0] if whole else _numbers_for(target.base.folder, out, beside, progress)
 
     def make(place: Path) -> Report:
         from tunesmith.render.stop import stop_token_ids
@@ -68,13 +69,13 @@ def merged_folder(target: Target, progress: Progress) -> Path:
     return taken_or_made(out, plain | {"numbers": numbers}, make, progress).report.out
 
 
-def _numbers_for(base: Path, out: Path, progress: Progress) -> str:
-    """float32 where the disk holds the whole model so and half as much again for what is made of it."""
+def _numbers_for(base: Path, out: Path, beside: int, progress: Progress) -> str:
+    """float32 where the disk holds the whole model so, and what is made of it: half as much again, or ``beside`` bytes if that is more."""
     exact = sum(math.prod(t.shape) * ITEM_BYTES["F32"] for t in read_model(base).values() if t.dtype in FLOATS)
     at = next(p for p in [out.parent, *out.parent.parents] if p.exists())
     begun = [place for place in (partial_of(out), partial_of(again(out))) if place.exists()]
     free = shutil.disk_usage(at).free + sum(map(size_of, begun))
-    if free > 1.5 * exact + 2**28:
+    if free > exact + max(exact // 2, int(1.05 * beside)) + 2**28:
         return NUMBERS[0]
     progress.say(
         f"{at} has {free / 1e9:.1f} GB free: the merged model is kept in float16 instead of float32, where very small changes are rounded away"

@@ -274,7 +274,9 @@ def check_merge(
     if whole is not None and trained is not None:
         numbers = learned_in(folder)
         figures = parity(trained, whole, sequences)
-        told = (record.read(folder) or {}).get("made_from", {}).get("numbers")  # of weights learned in bf16 no type tells it
+        told = (
+            (record.read(folder) or {}).get("made_from", {}).get("numbers")
+        )  # of weights learned in bf16 no type tells it
         exact = told == "F32" or is_exact(folder)
         bound = (EXACT_BOUND if exact or numbers is not None else MERGE_BOUND) + trained.slack + whole.slack
         moved = None
@@ -324,7 +326,7 @@ def _rounded_away(hop: Hop, folder: Path, numbers: str | None) -> str:
     part = "most" if hop.off > MOST else "a part"
     less = "with more room on the disk float32 is taken, which loses nothing"
     if numbers is None:
-        less = "dtype=float32 loses nothing, dtype=float16 is 8 times finer in the same size; --to adapter and --to gguf round nothing here"
+        less = "dtype=float32 loses nothing, dtype=float16 is 8 times finer in the same size; --to adapter and every other target are made without this rounding"
     return (
         f"{kind} is too coarse for what was learned and rounds {part} of it away: the merged model is {hop.off:.0%} as far from the trained "
         f"one as the untrained base is; {less}"

@@ -35,7 +35,7 @@ from tunesmith.verbs.calibration import context_limit, own_text, renderer_or_tok
 from tunesmith.verbs.opening import NoRoomError, Way, opened, room_to_ask
 from tunesmith.verbs.quality_files import hashed, identity, measured_from, read, weights_of
 from tunesmith.verbs.quality_shown import never_lost
-from tunesmith.verbs.quality_texts import LONGEST, ROWS, asked_of, texts_of
+from tunesmith.verbs.quality_texts import LONGEST, OWN, ROWS, asked_of, texts_of
 from tunesmith.verbs.quantized import describe
 from tunesmith.verbs.targets import Target
 
@@ -237,10 +237,13 @@ class Quality:
         if first is None or first.get("key") != self.key:
             first = {"key": self.key, "numbers": self.reference.numbers, **asdict(self.reference.measured)}
         numbers = str(first.get("numbers", FP32))
-        exports, base, notes = [], {}, list(self._notes())
+        exports, base, notes, others = [], {}, list(self._notes()), []
         for file in sorted(results.glob("*.json")):
             found = read(file)
-            if found is None or found.get("texts") != self.key or "figures" not in found:
+            if found is None or "figures" not in found:
+                continue
+            if found.get("texts") != self.key:
+                others += [file.stem] if "texts" in found else []
                 continue
             one = measured_from(found)
             exports.append(one)
@@ -249,6 +252,11 @@ class Quality:
             speed = read(results / f"speed of 16 bit{found['kind']}.json")
             if speed is not None and speed.get("texts") == self.key:
                 base[one.name] = Speed(speed["prompt"], speed["answer"])
+        if others:
+            notes.append(
+                f"measured before on other texts or another number of rows, and so not in this table: {', '.join(others)}; "
+                "the same --report-rows and --data put them together"
+            )
         made = QualityReport(
             self.target.name, measured_from(first), tuple(exports), self.about, tuple(one.shown for one in self.asked), base,
             self.failed, tuple(notes), numbers,
@@ -260,6 +268,11 @@ class Quality:
 
     def _notes(self) -> Iterator[str]:
         config = self.target.config
+        if self.texts[-1].name == OWN and len(self.texts) > 1:
+            yield (
+                f"{OWN}: {self.texts[-1].tokens} tokens are too few to judge by, so {self.texts[0].name} text decides "
+                "(--data SET names more of your own)"
+            )
         if self.target.learned is None:
             return
         if self.target.original is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.general import passages_to_measure, questions
+from tunesmith.evaluate.quality_rules import FEW
 from tunesmith.evaluate.tasks.quality import Asked, Passage, Text
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
 def texts_of(own: OwnText, tokenizer: Any, rows: int, longest: int) -> tuple[tuple[Text, ...], dict[str, str]]:
-    """The texts, the person's own first; and what each is, in words. Passages have at most ``longest`` tokens."""
+    """The texts, the person's own first (last, when it is too short to judge by); and what each is, in words. Passages have at most ``longest`` tokens."""
     found: list[Text] = []
     about: dict[str, str] = {}
     chosen = spread(own.measure, rows)
@@ -44,6 +45,8 @@ def texts_of(own: OwnText, tokenizer: Any, rows: int, longest: int) -> tuple[tup
         text = Text(LANGUAGES[language], tuple(pieces))
         found.append(text)
         about[text.name] = f"{text.tokens} tokens of the bundled general text"
+    if chosen and found[0].tokens < FEW and len(found) > 1:  # the first text decides
+        found.append(found.pop(0))
     return tuple(found), about
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,13 @@ def target_of(text: str, progress: Progress) -> Target:
                 return Target(text, base, adapter.path)
             from tunesmith.hub.resolve import resolve_adapter
 
-            return Target(text, base, resolve_adapter(adapter, progress).path)
+            learned = resolve_adapter(adapter, progress).path
+            if (other := _another_base(learned, base)) is not None:
+                progress.say(
+                    f"warning: {adapter} says that it was trained on {other}, and is put on {base.folder}; if that is another model it cannot be "
+                    "told here: every comparison starts from the two as they are given"
+                )
+            return Target(text, base, learned)
         return Target(_short(text), localize(text, progress))
     run = find_run(reference.name)
     config = config_of_run(run)
@@ -111,6 +118,20 @@ def target_of(text: str, progress: Progress) -> Target:
         int(reference.point.removeprefix("step-")) if reference.point and reference.point.startswith("step-") else None
     )
     return Target(run.id if step is None else f"{run.id}@step-{step}", base, run.checkpoint(step), run, config)
+
+
+def _another_base(adapter: Path, base: LocalModel) -> str | None:
+    """What an adapter calls its base, where that is by no reading the name of ``base``."""
+    from tunesmith.export.facts import hub_name
+
+    try:
+        told = str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+        raw = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    known = {_short(name).lower() for name in (str(base.folder), hub_name(None, raw, base.folder) or "")}
+    same = _short(told).lower() in known or (Path(told).exists() and Path(told).samefile(base.folder))
+    return None if same or told in ("", "None") else told
 
 
 def _short(text: str) -> str:

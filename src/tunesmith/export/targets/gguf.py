@@ -178,7 +178,7 @@ def export(
     if (source / "adapter_config.json").exists() or is_part(source):
         raise ExportError(
             f"{source} holds an adapter, not a whole model",
-            hint="merge it first: export it --to hf, then that folder --to gguf",
+            hint="merge it first: export it --to hf dtype=float32, then that folder --to gguf",
         )
     stored, settings, tokenizer = read_model(source), load_config(source), load_tokenizer(source)
     if gguf_levels.LEVELS[config.level].direct and config.imatrix not in ("auto", "off"):

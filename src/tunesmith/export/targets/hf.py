@@ -63,6 +63,11 @@ class Config(BaseConfig):
     """Type the weights are written in; auto: the base's own. bfloat16 rounds small changes away: float16 is 8 times finer at the same size, float32 loses nothing."""
 
 
+def label(config: Config) -> str:
+    """What an export with these settings is called."""
+    return "hf" if config.dtype == "auto" else f"hf-{config.dtype}"
+
+
 def export(
     source: Path,
     out: Path,
@@ -221,7 +226,7 @@ def plan(
     if twice:
         raise ExportError(
             f"{twice[0]}: one adapter of the chain changed it as a whole, another one learned rows of new tokens in it",
-            hint="export the first adapter --to hf, train the second one on that folder, and export it from there",
+            hint="export the first adapter --to hf dtype=float32, train the second one on that folder, and export it from there",
         )
     for name, copy in adapter.carried.items() if adapter else ():
         if name not in sources or not same_values(copy, sources[name]):

@@ -111,7 +111,7 @@ def merge(model: Any, folders: Sequence[Path]) -> Any:
         if any(not parameter.is_floating_point() for parameter in model.parameters()):
             raise ConfigError(
                 f"method.merge_first: {folder} cannot be merged into quantized weights exactly",
-                hint="merge it with tunesmith export --to hf first and train on that folder",
+                hint="merge it with tunesmith export --to hf dtype=float32 first and train on that folder",
             )
         model = open_adapter(model, folder).merge_and_unload()
         for left in ("peft_config", "peft_type"):  # peft's traces on the plain model

@@ -28,7 +28,7 @@ Weighed = Sequence[tuple[Path, float]]
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB])(?P<rest>(?:\.default)?(?:\.weight)?)")
 COMPANIONS = ("chat_template.jinja", "tokenizer_config.json", FILE)
 CHANGES_THE_SUM = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens")
-HINT = "merge one of them with tunesmith export --to hf and train or put the other one on that folder"
+HINT = "merge one of them with tunesmith export --to hf dtype=float32 and train or put the other one on that folder"
 
 
 def combine(adapters: Weighed, out: Path, *, chain: bool = False) -> Path:
