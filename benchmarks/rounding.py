@@ -85,7 +85,7 @@ def measure(target: Target, levels: Sequence[str], rows: int) -> dict[str, Any]:
     }
     train = target.config.train
     found: dict[str, Any] = {
-        "what": f"{target.config.stage}: {train.max_steps or ''} steps, learning rate {train.lr:g}",
+        "what": f"{target.config.stage.kind}: {train.max_steps or ''} steps, learning rate {train.lr:g}",
         "tokens": sum(len(p.positions) for p in passages), **told, "levels": {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:

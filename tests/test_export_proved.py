@@ -94,7 +94,7 @@ def test_a_refuted_merge_loses_its_name(
     target, plugin = target_of(f"{pair[0]}+{pair[1]}", SILENT), plugin_of("fp8")
     merged = merged_folder(target, SILENT)
     with monkeypatch.context() as patch:
-        patch.setattr(proof, "MERGE_BOUND", -1.0)
+        patch.setattr(proof, "EXACT_BOUND", -1.0)
         with pytest.raises(NotProvedError, match="does not answer as the trained one does") as caught:
             make(target, plugin, plugin.Config(), SILENT, out=tmp_path / "out")
     assert caught.value.source == merged.with_name(f"{merged.name}.failed") and not merged.exists()
