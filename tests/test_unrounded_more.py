@@ -174,3 +174,59 @@ def test_few_tokens_of_ones_own_do_not_decide(base: Path) -> None:
         own: Any = SimpleNamespace(measure=[row] * count, name="mine")
         texts, about = texts_of(own, tokenizer, 8, 64)
         assert texts[0].name == first and {t.name for t in texts} == about.keys() and OWN in about
+
+
+def test_which_type_a_folder_holds(base: Path, few: Path, tmp_path: Path) -> None:
+    """A base in float32 has nothing finer; of two types the finer counts."""
+    whole = make_model(few, tmp_path / "fp32", "llama")
+    merge = hf.export(
+        make_adapter(whole, tmp_path / "a"), tmp_path / "m", hf.Config(), base=whole, learned_in="F32"
+    ).out
+    assert learned_in(merge) is None
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for name, dtype in (("b", torch.float32), ("a", torch.float16), ("c", torch.float16)):
+        told = {"tunesmith.served": f'{{"BF16": ["{name}"]}}'}
+        save_file({name: torch.ones(2, 2, dtype=dtype)}, mixed / f"{name}.safetensors", metadata=told)
+    assert learned_in(mixed) == "F32"
+
+
+def test_unlearned_weights_follow_a_chosen_type(base: Path, tmp_path: Path) -> None:
+    from tunesmith.export import trained
+    from tunesmith.export.model_config import load_config
+    from tunesmith.export.numbers import Numbers
+
+    stored = read_model(base)
+    save_file({QUERY: load_file(base / "model.safetensors")[QUERY].float()}, tmp_path / "learned.safetensors")
+    learned = trained.Trained(tmp_path, read_header(tmp_path / "learned.safetensors"), None)
+    planned = trained.plan(stored, learned, {}, load_config(base), Numbers("F32"))
+    assert {tensor.dtype for tensor in planned} == {"F32"}
+    exact = {
+        t.name: (t.dtype, t.serves)
+        for t in trained.plan(stored, learned, {}, load_config(base), Numbers(learned="F32"))
+    }
+    assert exact.pop(QUERY) == ("F32", "BF16") and {dtype for dtype, _ in exact.values()} == {"BF16"}
+
+
+def test_an_old_row_beyond_float16(tmp_path: Path) -> None:
+    from tunesmith.export.rows import Rows, with_rows
+
+    save_file({"values": torch.ones(1, 4)}, tmp_path / "rows.safetensors")
+    save_file({"old": torch.full((3, 4), 1e6).bfloat16()}, tmp_path / "old.safetensors")
+    rows = Rows((1,), read_header(tmp_path / "rows.safetensors")["values"])
+    planned = with_rows(read_header(tmp_path / "old.safetensors")["old"], rows, "new", "F16")
+    with pytest.raises(ExportError, match="beyond 65504"):
+        list(planned.chunks())
+
+
+def test_awq_stores_scaled_norms_as_served(base: Path, tmp_path: Path) -> None:
+    """Norms that were learned are F32 in the merge; what AWQ scales of them is stored in the base's type."""
+    from tunesmith.export.targets import awq
+
+    adapter = make_adapter(base, tmp_path / "adapter", modules_to_save=["input_layernorm"])
+    whole = hf.export(adapter, tmp_path / "whole", hf.Config(), base=base, learned_in="F32").out
+    name = "model.layers.0.input_layernorm.weight"
+    assert (read_model(whole)[name].dtype, read_model(whole)[name].served) == ("F32", "BF16")
+    rows = [[int(t) for t in torch.randint(3, 4000, (48,), generator=torch.manual_seed(i))] for i in range(3)]
+    packed = read_model(awq.export(whole, tmp_path / "awq", awq.Config(), calibration=rows).out)
+    assert packed[name].dtype == "BF16"
