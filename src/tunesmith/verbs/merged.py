@@ -89,7 +89,7 @@ def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
     What this machine has no memory for is said and stands in the report. Raises ExportError when it answers otherwise.
     """
     from tunesmith.verbs.opening import NoRoomError, ran_out_of_memory, room_to_ask
-    from tunesmith.verbs.proof import NOTABLE, Evidence, check_merge
+    from tunesmith.verbs.proof import NOTABLE, Evidence, check_merge, in_words
 
     if (folder / "adapter_config.json").is_file():
         return _prove_adapter(target, folder, progress)
@@ -99,7 +99,7 @@ def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
         check_merge(target, folder, progress, evidence=evidence)
         hop = next((hop for hop in evidence.hops if hop.name == "trained → merged"), None)
         found["compared"] = (
-            f"with base and learned weights as trained{', ' if hop.how else ''}{hop.how}"
+            f"with base and learned weights {_as(target)}: {in_words(hop.figures)}{', ' if hop.how else ''}{hop.how}"
             if hop
             else evidence.missing[0]
         )
@@ -115,6 +115,11 @@ def prove(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
         progress.say(f"warning: the model was loaded without its weights only, and not asked: {words}")
         return found | {"answer": f"not asked: {words}"}
     return found | {"asked": question, "answer": answer}
+
+
+def _as(target: Target) -> str:
+    """Only of a run is it known what its base was."""
+    return "as trained" if target.run is not None else "as they are given"
 
 
 def _prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def _prove_adapter(target: Target, folder: Path, progress: Progress) -> dict[str
         raise ExportError(f"the exported adapter does not answer as the trained model does: {in_words(figures)}")
     progress.finish(in_words(figures))
     how = "" if first.how == second.how == "in fp32" else f" ({first.how}, {second.how})"
-    return {"compared": f"with base and learned weights as trained: {in_words(figures)}{how}"}
+    return {"compared": f"with base and learned weights {_as(target)}: {in_words(figures)}{how}"}
 
 
 def ask(target: Target, folder: Path, progress: Progress) -> tuple[str, str]:

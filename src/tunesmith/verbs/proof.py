@@ -289,7 +289,8 @@ def check_merge(
         if not figures.mean_kl <= bound or (made.off > MOST and exact):
             raise MergeRefutedError(
                 f"{folder}: the merged model does not answer as the trained one does: {in_words(figures)}",
-                hint=f"rounding alone stays below a mean KL of {bound:g}; do not use this folder, remove it and export again",
+                hint=f"rounding alone stays below a mean KL of {bound:g}; do not use this folder, remove it and export again"
+                + ("" if exact else "; with dtype=float32 (--to hf) nothing is rounded"),
             )
         progress.finish(in_words(figures))
         if made.off > NOTABLE:
