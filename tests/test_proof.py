@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -609,3 +610,26 @@ def command_line(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "TUNESMITH_PLAIN": "1"}
     command = [sys.executable, "-m", "tunesmith", *words]
     return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, cwd=folder)
+
+
+@pytest.mark.parametrize(("shown", "counted", "wrong"), [("<s>Hi", 3, ""), ("Hi", 3, ""), ("<s>Hi", 4, "stands there twice"), ("<s>Ho", 3, "Ho")])  # fmt: skip
+def test_a_beginning_token_that_the_server_shows(shown: str, counted: int, wrong: str) -> None:
+    """Some servers show it in the text they render, some do not: how often it is read is told by the number of tokens alone."""
+    from tunesmith.export.go_probes import Probe
+    from tunesmith.export.ollama_reply import Reply
+    from tunesmith.verbs.checks import prompts
+
+    subject: Any = SimpleNamespace(
+        think=None,
+        training_text=lambda *_: "<s>Hi",
+        without_bos=lambda text: text.removeprefix("<s>"),
+        renderer=SimpleNamespace(encode_text=lambda _: ([0, 1, 2], None)),
+    )
+    server = SimpleNamespace(
+        rendered_prompt=lambda *_, **__: shown, chat=lambda *_, **__: Reply("", counted, 1, "length")
+    )
+    served: Any = SimpleNamespace(server=server, name="m")
+    found = prompts.Compared()
+    prompts._there(subject, served, [Probe("one", ({"role": "user", "content": "Hi"},))], found, SILENT)  # type: ignore[arg-type]
+    told = {**found.differing, **{name: prompts._tokens(*counts) for name, counts in found.odd.items()}}
+    assert (wrong in told["one"]) if wrong else (not told and found.equal == ["one"])

@@ -143,6 +143,8 @@ def _there(subject: Subject, served: Served, probes: Sequence[Probe], found: Com
                 tells = text is not None
             else:
                 text = None
+            if text is not None:  # some servers show it; how often it stands there is counted below
+                text = subject.without_bos(text)
             if thinking is not None and text == thinking[0] != wanted:
                 found.turned_on = True
                 wanted, ids = thinking
