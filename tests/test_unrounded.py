@@ -183,6 +183,11 @@ def test_little_disk(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyP
         lines: Any = Lines()
         folder = merged.merged_folder(target, lines)
         assert learned_in(folder) == "F16" and any("float16 instead of float32" in line for line in lines.said)
+        count = len(lines.said)
+        patch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, 10**12))
+        assert learned_in(merged.merged_folder(target, lines)) == "F16", "one command keeps to what it decided first"
+        assert len(lines.said) == count
+        patch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 0, size + 2**28))
         proof.check_merge(target, folder, SILENT)
         made = making.make(target, making.plugin_of("gguf"), gguf.Config(level="f16"), SILENT)
     shutil.rmtree(folder)

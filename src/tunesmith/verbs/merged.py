@@ -38,6 +38,10 @@ NUMBERS = ("F32", "F16")
 room for that, in as many bytes as the base's and up to 8 times finer (``export.numbers``)."""
 
 
+_decided: dict[Path, str] = {}
+"""What a command has decided on for a folder: its first question knows all that will be made, later ones ask for one level each."""
+
+
 def merged_folder(target: Target, progress: Progress, *, beside: int = 0) -> Path:
     """The whole model of a target: the base as it is, or with what was learned, unrounded (kept with the run, made once).
 
@@ -54,7 +58,12 @@ def merged_folder(target: Target, progress: Progress, *, beside: int = 0) -> Pat
     config = hf.Config()
     plain = made_from(target, hf, config)
     whole = out.exists() and record.difference(out, plain | {"numbers": NUMBERS[0]}) is None
-    numbers = NUMBERS[0] if whole else _numbers_for(target.base.folder, out, beside, progress)
+    if whole:
+        numbers = NUMBERS[0]
+    elif out in _decided and out.exists():
+        numbers = _decided[out]
+    else:
+        numbers = _decided[out] = _numbers_for(target.base.folder, out, beside, progress)
 
     def make(place: Path) -> Report:
         from tunesmith.render.stop import stop_token_ids

@@ -311,7 +311,7 @@ def check_merge(
 
 
 def _divergence(trained: Remembered, base: Remembered, sequences: Sequence[tuple[int, ...]]) -> float | None:
-    """Mean KL (nats) of the untrained base from the trained model; None where tokens were added, so that they cannot be compared."""
+    """Mean KL (nats) of the untrained base from the trained model; None where the two cannot be compared (another vocabulary)."""
     from tunesmith.evaluate.parity import parity
 
     try:
